@@ -1,0 +1,5 @@
+"""Errors that a user can mend; the command line prints them without a traceback."""
+
+
+class InputError(ValueError):
+    """Bad input: the message names the place, the rule, what came, and the way out."""

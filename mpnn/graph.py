@@ -76,10 +76,14 @@ def row_adjusted(D: Tensor, pair_mask: Tensor) -> Tensor:
     return D + (1 - pair_mask) * D.amax(-1, keepdim=True)
 
 
+def rbf_centres(like: Tensor) -> Tensor:
+    """Centres of the radial basis functions [16] in Å, on the device and in the type of `like`."""
+    return torch.linspace(RBF_MIN, RBF_MAX, NUM_RBF, dtype=like.dtype, device=like.device)
+
+
 def rbf(D: Tensor) -> Tensor:
     """16 Gaussians of a distance in Å: [...] -> [..., 16]."""
-    centres = torch.linspace(RBF_MIN, RBF_MAX, NUM_RBF, dtype=D.dtype, device=D.device)
-    return (-(((D[..., None] - centres) / RBF_SIGMA) ** 2)).exp()
+    return (-(((D[..., None] - rbf_centres(D)) / RBF_SIGMA) ** 2)).exp()
 
 
 def atom_pair_distances(X: Tensor, E_idx: Tensor, D_neighbors: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ Source: Dauparas et al., Science 378:49–56 (2022), code at github.com/dauparas
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, one_hot
@@ -29,7 +31,9 @@ class PositionalEncodings(nn.Module):
 
     def forward(self, offset_class: Tensor) -> Tensor:
         """[B, L, K] int64 -> [B, L, K, 16]."""
-        return self.linear(one_hot(offset_class, graph.NUM_OFFSETS).to(self.linear.weight.dtype))
+        classes = one_hot(offset_class, graph.NUM_OFFSETS).to(self.linear.weight.dtype)
+        embedded: Tensor = self.linear(classes)
+        return embedded
 
 
 class ProteinFeatures(nn.Module):
@@ -70,7 +74,8 @@ class PositionWiseFeedForward(nn.Module):
 
     def forward(self, h_V: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
-        return self.W_out(gelu(self.W_in(h_V)))
+        updated: Tensor = self.W_out(gelu(self.W_in(h_V)))
+        return updated
 
 
 class MessageLayer(nn.Module):
@@ -192,11 +197,12 @@ class ProteinMPNN(nn.Module):
         see = graph.visible(rank, E_idx)[..., None]  # [B, L, K, 1]
         s_j = graph.gather_nodes(self.W_s(S), E_idx) * see
         h_j_encoder = graph.gather_nodes(h_V, E_idx)
-        for layer in self.decoder_layers:
+        for layer in cast(list[DecoderLayer], list(self.decoder_layers)):
             h_j = torch.where(see, graph.gather_nodes(h_V, E_idx), h_j_encoder)
             h_ESV = mask[:, :, None, None] * torch.cat([h_E, s_j, h_j], -1)
             h_V = layer.update_nodes(h_V, h_ESV, mask, neighbor_mask)
-        return self.W_out(h_V).log_softmax(-1)
+        logits: Tensor = self.W_out(h_V)
+        return logits.log_softmax(-1)
 
     def forward(self, batch: Batch, S: Tensor, rank: Tensor) -> Tensor:
         """Teacher-forced log-probabilities [B, L, 21] of `S` [B, L] under the order `rank`."""

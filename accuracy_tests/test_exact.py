@@ -1,0 +1,287 @@
+"""The exact engine: each identity alone, then whole jobs against the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mpnn import graph
+from mpnn.batch import Batch
+from mpnn.config import ModelConfig
+from mpnn.decoding import Constraints, Job, Key, Samples, coloured, make_job, wavefront
+from mpnn.equality import ROUNDING, flips, largest_difference
+from mpnn.model import MESSAGE_SCALE, ProteinMPNN
+from mpnn.optimizations import load_engine
+from mpnn.optimizations.exact.blocks import SMALL, Message, NodeUpdate, gelu_
+from mpnn.optimizations.exact.ragged import EdgeFeatures, RaggedBatch
+from mpnn.optimizations.exact.workers import Buffers, Workers
+from mpnn.optimizations.reference import published_encode, published_visibility
+from mpnn.structure import Backbone
+from mpnn.synthetic import made_up_backbone
+from mpnn.weights import formula_weights
+
+CONFIG = ModelConfig(2, 3, 64, 24)
+CPU = torch.device("cpu")
+IDENTITY = 1e-12  # float64
+
+
+def model_of(dtype: torch.dtype = torch.float64) -> ProteinMPNN:
+    return formula_weights(CONFIG).to(dtype)
+
+
+def with_gaps(backbone: Backbone, *residues: int) -> Backbone:
+    """The same backbone with some residues masked."""
+    mask, coords = backbone.mask.copy(), backbone.coords.copy()
+    mask[list(residues)] = False
+    coords[list(residues)] = 0
+    return dataclasses.replace(backbone, mask=mask, coords=coords)
+
+
+BACKBONES = {
+    "one chain": [made_up_backbone(70)],
+    "three chains": [made_up_backbone(75, chains=3)],
+    "shorter than K": [made_up_backbone(15)],
+    "masked residues": [with_gaps(made_up_backbone(60), 3, 4, 30, 59)],
+    "different lengths": [made_up_backbone(n, seed=n) for n in (50, 11, 33)],
+}
+
+
+@pytest.fixture(params=BACKBONES)
+def batch(request: pytest.FixtureRequest) -> Batch:
+    return Batch.from_backbones(BACKBONES[request.param], dtype=torch.float64)
+
+
+def ragged(batch: Batch, threads: int = 1) -> tuple[RaggedBatch, Workers]:
+    workers = Workers(CPU, threads)
+    found = workers.run(lambda: RaggedBatch.from_batch(batch, CONFIG.k_neighbors, workers))
+    return found, workers
+
+
+# --- identities -----------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["W1", "W11"])
+def test_w1_split_by_blocks(name: str) -> None:
+    """A·h_i + E·h_E + V·h_j + b is W1 of the concatenation, before and after W2."""
+    layer = model_of().encoder_layers[0]
+    W1, W2 = getattr(layer, name), getattr(layer, name[:-1] + "2")
+    message = Message(W1, W2)
+    h_i, h_E, h_j = torch.randn(3, 10, CONFIG.hidden_dim, dtype=torch.float64).unbind(0)
+    split = h_i @ message.A + h_E @ message.E + h_j @ message.V + message.b1
+    whole = W1(torch.cat([h_i, h_E, h_j], -1))
+    torch.testing.assert_close(split, whole, rtol=0, atol=IDENTITY)
+    expected = torch.nn.functional.gelu(W2(torch.nn.functional.gelu(whole)))
+    actual = message(split, torch.empty_like(split))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=IDENTITY)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("masked", [False, True])
+def test_w3_after_the_sum(masked: bool) -> None:
+    """W3 of the summed messages is the sum of W3 of each, with and without a mask."""
+    layer = model_of().decoder_layers[0]
+    T, K, C = 5, 7, CONFIG.hidden_dim
+    h, m = torch.randn(T, C, dtype=torch.float64), torch.randn(T, K, C, dtype=torch.float64)
+    edge_mask = (torch.rand(T, K) > 0.3).double() if masked else torch.ones(T, K).double()
+    total = (layer.W3(m) * edge_mask[..., None]).sum(1) / MESSAGE_SCALE
+    expected = layer.norm1(h + total)
+    expected = layer.norm2(expected + layer.dense(expected))
+    node_mask = torch.tensor([1.0, 1, 0, 1, 1]).double()
+    actual = NodeUpdate(layer)(h, m, edge_mask if masked else None, node_mask)
+    torch.testing.assert_close(actual, expected * node_mask[:, None], rtol=0, atol=IDENTITY)
+
+
+@pytest.mark.parametrize("size", [SMALL - 1, SMALL])
+def test_gelu_is_exact_on_both_sides_of_small(size: int) -> None:
+    """The small and the large path are the erf form in place."""
+    x = torch.linspace(-9, 9, size, dtype=torch.float64)
+    expected = torch.nn.functional.gelu(x)
+    result = gelu_(x)
+    assert result.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
+
+
+@torch.inference_mode()
+def test_edge_features_in_tiles(batch: Batch) -> None:
+    """Offsets by table and radial functions by tile equal the reference's edge vectors."""
+    model = model_of()
+    found, _ = ragged(batch)
+    features = EdgeFeatures(model, Buffers(CPU, torch.float64))
+    out = torch.empty(found.size, found.E_idx.shape[1], CONFIG.hidden_dim, dtype=torch.float64)
+    for start in range(0, found.size, 8):
+        rows = slice(start, min(start + 8, found.size))
+        features(found, features.atoms(found), rows, out[rows].view(-1, CONFIG.hidden_dim))
+    E, E_idx = model.features(batch)
+    expected = model.W_e(E)[batch.valid]  # [R, K, C]
+    real = graph.gather_nodes(batch.valid, E_idx)[batch.valid]
+    torch.testing.assert_close(out[real], expected[real], rtol=0, atol=1e-11)
+
+
+@torch.inference_mode()
+def test_search_in_tiles(batch: Batch) -> None:
+    """Neighbours found a few rows at a time are those of the whole distance matrix."""
+    found, _ = ragged(batch, threads=2)
+    E_idx, D = graph.neighbors(batch.X[:, :, graph.CA], batch.mask, batch.valid, CONFIG.k_neighbors)
+    real = graph.gather_nodes(batch.valid, E_idx)[batch.valid]
+    torch.testing.assert_close(found.D[real], D[batch.valid][real], rtol=0, atol=0)
+
+
+def test_ranks_are_the_published_order_mask() -> None:
+    """rank_j < rank_i is the product of permutation matrices, tied ranks included."""
+    rank = torch.stack([torch.randperm(20), torch.tensor([0, 1, 1, 3, 4] * 4)])
+    expected = (rank[:, None, :] < rank[:, :, None]).float()
+    torch.testing.assert_close(published_visibility(rank), expected, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_published_features_are_the_reference_s(batch: Batch) -> None:
+    """Measuring all L × L pairs, as published, gives the same encoding as the K neighbours."""
+    model = model_of()
+    for published, reference in zip(
+        published_encode(model, batch), model.encode(batch), strict=True
+    ):
+        torch.testing.assert_close(published, reference, rtol=0, atol=1e-11)
+
+
+# --- whole jobs -----------------------------------------------------------------------------
+
+
+def constraints_of(batch: Batch, kind: str) -> list[Constraints]:
+    """Free, fixed, tied or biased constraints of every structure."""
+    constraints = []
+    for b, length in enumerate(batch.lengths.tolist()):
+        c = Constraints.free(batch.mask[b, :length].numpy() > 0)
+        half = length // 2
+        if kind == "fixed":
+            c.designed[np.arange(length) % 10 > 0] = False
+        if kind == "tied":
+            tied = np.arange(0, half, 3)
+            tied = tied[c.designed[tied] & c.designed[tied + half]]
+            c.tie_group[tied + half] = tied
+            c.tie_weight[tied] = 0.5
+        if kind == "biased":
+            c.bias[:, 0] -= 1.1
+            c.bias[half, 5] += 3.0
+        constraints.append(c)
+    return constraints
+
+
+def job_of(batch: Batch, kind: str = "free", samples: int = 3, temperature: float = 0.3) -> Job:
+    keys = [Key(7, n, temperature) for n in range(samples)]
+    return make_job(batch.S.numpy(), constraints_of(batch, kind), keys)
+
+
+def assert_same(job: Job, expected: Samples, actual: Samples, tolerance: float) -> None:
+    """Sequences are equal but for near-ties that rounding flips, which are named."""
+    found = flips(job, expected, actual)
+    assert all(flip.is_rounding for flip in found), found
+    assert len(found) <= 1, f"more near-ties than can be chance: {found}"
+    assert largest_difference(expected, actual) < tolerance
+
+
+@pytest.mark.parametrize("name", ["exact", "jacobi"])
+@pytest.mark.parametrize("kind", ["free", "fixed", "tied", "biased"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_same_sequences_as_the_reference(
+    batch: Batch, name: str, kind: str, dtype: torch.dtype
+) -> None:
+    """Same seed, same sequences and log-probabilities, for every kind of job and structure."""
+    model = model_of(dtype)
+    batch = dataclasses.replace(batch, X=batch.X.to(dtype), mask=batch.mask.to(dtype))
+    job = job_of(batch, kind)
+    expected, actual = (
+        engine.sample(engine.encode(batch), job)
+        for engine in (load_engine("reference", model), load_engine(name, model))
+    )
+    valid = batch.valid.numpy()
+    expected = Samples(
+        np.where(valid[:, None], expected.S, 0),
+        np.where(valid[:, None, :, None], expected.log_probs, 0),
+    )
+    actual = Samples(np.where(valid[:, None], actual.S, 0), actual.log_probs)
+    assert_same(job, expected, actual, 1e-10 if dtype == torch.float64 else ROUNDING)
+
+
+def test_sampler_and_scorer_agree(batch: Batch) -> None:
+    """Log-probabilities of the draws are the teacher-forced ones of what was drawn."""
+    engine = load_engine("exact", model_of())
+    encoding = engine.encode(batch)
+    for kind in ("free", "fixed", "tied"):
+        job = job_of(batch, kind)
+        samples = engine.sample(encoding, job)
+        scored = engine.log_probs(encoding, samples.S, job.rank)
+        np.testing.assert_allclose(samples.log_probs, scored, rtol=0, atol=1e-12)
+
+
+def test_samples_do_not_depend_on_the_split() -> None:
+    """One sample at a time, all at once, one structure or several: the same sequences."""
+    backbones = BACKBONES["different lengths"]
+    batch = Batch.from_backbones(backbones)
+    engine = load_engine("exact", model_of(torch.float32))
+    together = engine.sample(engine.encode(batch), job_of(batch, samples=4)).S
+    for b, backbone in enumerate(backbones):
+        alone = Batch.from_backbones([backbone])
+        for n in range(4):
+            job = make_job(alone.S.numpy(), constraints_of(alone, "free"), [Key(7, n, 0.3)])
+            S = engine.sample(engine.encode(alone), job).S[0, 0]
+            np.testing.assert_array_equal(S, together[b, n, : len(backbone)])
+
+
+def test_samples_do_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread and three give the same sequences, and scores equal but for rounding."""
+    batch = Batch.from_backbones(BACKBONES["one chain"])
+    job = job_of(batch, samples=5)
+    results = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        engine = load_engine("exact", model_of(torch.float32))
+        results.append(engine.sample(engine.encode(batch), job))
+    np.testing.assert_array_equal(results[0].S, results[1].S)
+    assert largest_difference(*results) < ROUNDING
+
+
+def test_coloured_order_gives_legal_samples() -> None:
+    """Sampling under the colour-class order equals the reference under the same ranks."""
+    batch = Batch.from_backbones(BACKBONES["one chain"], dtype=torch.float64)
+    job = job_of(batch)
+    model = model_of()
+    E_idx = model.features(batch)[1][0].numpy()
+    real = np.ones_like(E_idx, bool)
+    rank = coloured(job.rank[0], job.designed[0], E_idx, real)
+    job = dataclasses.replace(job, rank=rank[None])
+    samples = [
+        engine.sample(engine.encode(batch), job)
+        for engine in (load_engine("reference", model), load_engine("exact", model))
+    ]
+    assert_same(job, *samples, 1e-10)
+    group = np.arange(len(E_idx))
+    fewer = wavefront(rank, job.designed[0], E_idx, real, group).max()
+    assert fewer < wavefront(job_of(batch).rank[0], job.designed[0], E_idx, real, group).max()
+
+
+def test_a_flip_that_is_no_near_tie_is_told() -> None:
+    """The comparison names a planted difference, and calls it no rounding."""
+    batch = Batch.from_backbones(BACKBONES["one chain"])
+    job = job_of(batch)
+    engine = load_engine("exact", model_of(torch.float32))
+    samples = engine.sample(engine.encode(batch), job)
+    other = samples.S.copy()
+    other[0, 1, 20] = (other[0, 1, 20] + 1) % 20
+    found = flips(job, samples, Samples(other, samples.log_probs))
+    assert [(f.sample, f.residue, f.is_rounding) for f in found] == [(1, 20, False)]
+
+
+def test_an_error_in_a_tile_reaches_the_caller() -> None:
+    """An exception on any thread is raised where the work was asked for."""
+    workers = Workers(CPU, 2)
+
+    def fail(item: int) -> None:
+        if item == 3:
+            raise ZeroDivisionError("tile 3")
+
+    with pytest.raises(ZeroDivisionError, match="tile 3"):
+        workers.run(lambda: workers.map(fail, range(8)))

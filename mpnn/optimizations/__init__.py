@@ -1,0 +1,67 @@
+"""One module, one way to run the network. Read one and you have read them all.
+
+Every engine loads a `ProteinMPNN`, encodes a batch once, and then scores and samples from the
+encoding as often as asked. Results come back as host arrays, so returning is synchronising.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mpnn.batch import Batch
+from mpnn.decoding import IntArray, Job, Samples
+from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
+
+
+class Engine(Protocol):
+    """What every optimisation implements; the encoding is its own business."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode(self, batch: Batch) -> Any:
+        """Does whatever depends on the structures alone."""
+
+    def log_probs(self, encoding: Any, S: IntArray, rank: IntArray) -> NDArray[np.floating]:
+        """Teacher-forced log-probabilities [B, N, L, 21] of S [B, N, L] under rank [B, N, L]."""
+
+    def sample(self, encoding: Any, job: Job) -> Samples:
+        """Draws the job's N samples of each structure."""
+
+    def synchronize(self) -> None:
+        """Waits until everything asked of the device is done."""
+
+
+ENGINES: dict[str, str] = {
+    "reference": "mpnn.optimizations.reference:ReferenceEngine",
+    "exact": "mpnn.optimizations.exact:ExactEngine",
+    "jacobi": "mpnn.optimizations.jacobi:JacobiEngine",
+}
+"""Engine name to `module:class`; modules are imported when asked for."""
+
+
+def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu") -> Engine:
+    """Makes the engine `name` for a model with its weights.
+
+    Raises:
+        InputError: for an unknown name; the message lists those that exist.
+    """
+    if name not in ENGINES:
+        raise InputError(f"no engine {name!r}; there are: {', '.join(ENGINES)}")
+    module, cls = ENGINES[name].split(":")
+    engine: Engine = getattr(importlib.import_module(module), cls)(model, device)
+    return engine
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device; does nothing on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,154 @@
+"""The encoder in passes over tiles: each pass updates the edges and sends the next messages.
+
+An edge vector is loaded once per pass, and passes meet only where a layer needs all nodes of the
+layer before. What neighbours contribute is multiplied per node at the end of a pass (`Message`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mpnn.batch import Batch
+from mpnn.model import DecoderLayer, EncoderLayer, ProteinMPNN
+from mpnn.optimizations.exact.blocks import Message, NodeUpdate, norm
+from mpnn.optimizations.exact.ragged import EdgeFeatures, RaggedBatch, tiles
+from mpnn.optimizations.exact.workers import Buffers, Workers
+
+TILE = 16
+"""Residues a tile on the CPU: with K = 48 and C = 128 each of its buffers fills 0.4 MB of cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExactEncoding:
+    """All that decoding needs of the structures; shapes as in `ragged`."""
+
+    graph: RaggedBatch
+    h_V: Tensor  # noqa: N815 – [R, C]
+    edges: Tensor  # [layers, R, K, C], E·h_E + b1; in layer 0 also A·h_i + V·h_j
+    unseen: Tensor  # [layers, R, C], V·h_j of the encoder's nodes
+
+
+@dataclass(frozen=True, eq=False)
+class _NodeProducts:
+    """What nodes add to the edges of the next pass, [R, C] each: to edge updates and messages."""
+
+    edge_i: Tensor  # A·h_i + b of the edge update
+    edge_j: Tensor  # V·h_j
+    next_i: Tensor  # A·h_i + b of the next message, the first decoder layer's at the end
+    next_j: Tensor  # V·h_j
+
+
+class Encoder:
+    """Batch -> ExactEncoding."""
+
+    def __init__(self, model: ProteinMPNN, workers: Workers, buffers: Buffers) -> None:
+        self.k = model.config.k_neighbors
+        self.workers, self.buffers = workers, buffers
+        self.features = EdgeFeatures(model, buffers)
+        layers = cast(list[EncoderLayer], list(model.encoder_layers))
+        decoder = cast(list[DecoderLayer], list(model.decoder_layers))
+        self.messages = [Message(layer.W1, layer.W2) for layer in layers]
+        self.updates = [NodeUpdate(layer) for layer in layers]
+        self.edge_messages = [Message(layer.W11, layer.W12) for layer in layers]
+        self.edge_norms = [layer.norm3 for layer in layers]
+        self.W13 = [layer.W13.weight.t().contiguous() for layer in layers]
+        self.b13 = [layer.W13.bias for layer in layers]
+        self.decoder = [Message(layer.W1, layer.W2) for layer in decoder]
+
+    def __call__(self, batch: Batch) -> ExactEncoding:
+        """Runs on the workers' leader thread."""
+        graph = RaggedBatch.from_batch(batch, self.k, self.workers)
+        return _Passes(self, graph).run()
+
+
+class _Passes:
+    """The state of one encoding: edges, nodes, and the products between two passes."""
+
+    def __init__(self, encoder: Encoder, graph: RaggedBatch) -> None:
+        self.net, self.graph = encoder, graph
+        self.R, self.K = graph.E_idx.shape
+        self.C = encoder.b13[0].shape[0]
+        self.h_E = encoder.buffers.get("h_E", self.R, self.K, self.C)
+        self.h_V = self.h_E.new_zeros(self.R, self.C)
+        self.edges = self.h_E.new_empty(len(encoder.decoder), self.R, self.K, self.C)
+        self.atoms = encoder.features.atoms(graph)
+        self.products = self._empty_products()
+
+    def run(self) -> ExactEncoding:
+        """Layers + 1 passes over all tiles."""
+        for layer in range(len(self.net.messages) + 1):
+            following = self._empty_products()
+            self._pass(layer, following)
+            self.products = following
+        unseen = torch.stack([self.h_V @ message.V for message in self.net.decoder])
+        return ExactEncoding(self.graph, self.h_V, self.edges, unseen)
+
+    def _empty_products(self) -> _NodeProducts:
+        return _NodeProducts(*(torch.empty_like(self.h_V) for _ in range(4)))
+
+    def _pass(self, layer: int, following: _NodeProducts) -> None:
+        """Edges as layer `layer` reads them, then its messages, nodes and products."""
+
+        def tile(rows: slice) -> None:
+            if layer == 0:
+                self.net.features(self.graph, self.atoms, rows, self._edges(rows))
+            else:
+                self._update_edges(layer - 1, rows)
+            if layer < len(self.net.messages):
+                self._update_nodes(layer, rows)
+                self._multiply_nodes(layer, rows, following)
+            else:
+                self._decoder_edges(rows)
+
+        self.net.workers.map(tile, tiles(self.R, TILE if self.net.workers.tiled else self.R))
+
+    def _edges(self, rows: slice) -> Tensor:
+        return self.h_E[rows].view(-1, self.C)  # [T·K, C]
+
+    def _input(self, rows: slice, at_i: Tensor, at_j: Tensor, E: Tensor, x: Tensor) -> Tensor:
+        """Fills x [T·K, C] with at_i + at_j + E·h_E of the tile's edges."""
+        torch.index_select(at_j, 0, self.graph.E_idx[rows].flatten(), out=x)
+        x.view(-1, self.K, self.C).add_(at_i[rows, None])
+        return x.addmm_(self._edges(rows), E)
+
+    def _update_edges(self, layer: int, rows: slice) -> None:
+        net, edges = self.net, self._edges(rows)
+        message = net.edge_messages[layer]
+        x = net.buffers.get("x", *edges.shape)
+        self._input(rows, self.products.edge_i, self.products.edge_j, message.E, x)
+        y = message(x, net.buffers.get("y", *edges.shape))
+        torch.addmm(net.b13[layer], y, net.W13[layer], out=x)
+        edges.copy_(norm(x.add_(edges), net.edge_norms[layer]))
+
+    def _update_nodes(self, layer: int, rows: slice) -> None:
+        net, edges = self.net, self._edges(rows)
+        message = net.messages[layer]
+        x = net.buffers.get("x", *edges.shape)
+        if layer == 0:  # all nodes are still zero
+            torch.addmm(message.b1, edges, message.E, out=x)
+        else:
+            self._input(rows, self.products.next_i, self.products.next_j, message.E, x)
+        m = message(x, net.buffers.get("y", *edges.shape)).view(-1, self.K, self.C)
+        edge_mask = None if self.graph.edge_mask is None else self.graph.edge_mask[rows]
+        self.h_V[rows] = net.updates[layer](self.h_V[rows], m, edge_mask, self.graph.mask[rows])
+
+    def _multiply_nodes(self, layer: int, rows: slice, out: _NodeProducts) -> None:
+        h_V, edge = self.h_V[rows], self.net.edge_messages[layer]
+        following = (*self.net.messages[1:], self.net.decoder[0])[layer]
+        torch.addmm(edge.b1, h_V, edge.A, out=out.edge_i[rows])
+        torch.mm(h_V, edge.V, out=out.edge_j[rows])
+        torch.addmm(following.b1, h_V, following.A, out=out.next_i[rows])
+        torch.mm(h_V, following.V, out=out.next_j[rows])
+
+    def _decoder_edges(self, rows: slice) -> None:
+        edges = self._edges(rows)
+        for layer, message in enumerate(self.net.decoder):
+            out = self.edges[layer, rows].view(-1, self.C)
+            if layer == 0:
+                self._input(rows, self.products.next_i, self.products.next_j, message.E, out)
+            else:
+                torch.addmm(message.b1, edges, message.E, out=out)

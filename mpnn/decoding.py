@@ -11,7 +11,7 @@ residues share a rank, and see nothing of one another.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpnn.config import NUM_LETTERS, UNKNOWN
+from mpnn.errors import InputError
 
 FIXED_WEIGHT = 1e-4  # (chain_M + 0.0001)·|r|: fixed residues come first in practice
 OMITTED = -1e8  # added to the logits of letters that must not be drawn
@@ -290,6 +291,25 @@ def coloured(
     result = np.empty_like(rank)
     result[row, order] = np.arange(L)
     return result
+
+
+def with_coloured_order(job: Job, graphs: Sequence[tuple[IntArray, NDArray[np.bool_]]]) -> Job:
+    """The same job under the colour-class order (`coloured`).
+
+    Args:
+        job: without ties.
+        graphs: for each structure, what `Engine.neighbors` says of it.
+
+    Raises:
+        InputError: residues are tied; a group would need one colour for all its members.
+    """
+    if job.tied:
+        raise InputError("the coloured order takes no tied residues; use the random order")
+    rank = job.rank.copy()
+    for b, (E_idx, real) in enumerate(graphs):
+        length = len(E_idx)
+        rank[b, :, :length] = coloured(rank[b, :, :length], job.designed[b, :length], E_idx, real)
+    return replace(job, rank=rank)
 
 
 def _symmetric(E_idx: IntArray, blocks: NDArray[np.bool_]) -> IntArray:

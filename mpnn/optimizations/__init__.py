@@ -34,6 +34,9 @@ class Engine(Protocol):
     def sample(self, encoding: Any, job: Job) -> Samples:
         """Draws the job's N samples of each structure."""
 
+    def neighbors(self, encoding: Any, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
+        """E_idx [L, K] of structure b on the host, and False where a slot is padding."""
+
     def synchronize(self) -> None:
         """Waits until everything asked of the device is done."""
 

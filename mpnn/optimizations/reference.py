@@ -37,6 +37,12 @@ class ReferenceEngine:
         """Nothing: the published way encodes each copy when it is used."""
         return batch
 
+    def neighbors(self, encoding: Batch, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
+        """E_idx [L, K] of structure b, and where its slots are real."""
+        valid = encoding.valid[b]
+        E_idx = self.model.features.neighbors(encoding)[0][b, valid]
+        return E_idx.cpu().numpy(), valid[E_idx].cpu().numpy()
+
     def synchronize(self) -> None:
         """Waits for the device."""
         synchronize(self.device)

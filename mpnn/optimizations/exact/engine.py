@@ -45,6 +45,10 @@ class ExactEngine:
         """Runs the encoder once, and every decoder product that no letter enters."""
         return self.workers.run(lambda: self.encoder(batch))
 
+    def neighbors(self, encoding: ExactEncoding, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
+        """E_idx [L, K] of structure b within itself, and where its slots are real."""
+        return encoding.graph.structure_graph(b)
+
     def log_probs(
         self, encoding: ExactEncoding, S: IntArray, rank: IntArray
     ) -> NDArray[np.floating]:

@@ -1,0 +1,26 @@
+"""Where the tests find real structures and published weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str, what: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"set {variable} to the folder of {what}")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real structures, from MPNN_DATA."""
+    return _folder("MPNN_DATA", "real structures (train.npz, ts50.npz, pdb/, …)")
+
+
+@pytest.fixture(scope="session")
+def weights_dir() -> Path:
+    """The folder of published weights, from MPNN_WEIGHTS."""
+    return _folder("MPNN_WEIGHTS", "published weights")

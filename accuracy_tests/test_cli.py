@@ -1,0 +1,239 @@
+"""The command line as a user meets it: what comes out when all is well."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runs import DIMER, run, sequences
+from made_up_files import pdb_text, write_pdb
+
+import mpnn
+from mpnn.synthetic import made_up_backbone
+
+pytest_plugins = ["cli_fixtures"]
+
+
+def test_design_writes_fasta(here: Path) -> None:
+    """Design writes one FASTA file per structure and says which weights it used."""
+    result = run("design", "dimer.pdb", "--chains", "B", "--num-seqs", 3, "--seed", 5)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "3 designs by made" in result.stderr
+    assert [p.name for p in (here / "seqs").iterdir()] == ["dimer.fa"]
+    lines = (here / "seqs" / "dimer.fa").read_text().splitlines()
+    assert re.fullmatch(
+        r">dimer, score=[\d.]+, global_score=[\d.]+, fixed_chains=\['A'\], "
+        r"designed_chains=\['B'\], model_name=made, git_hash=mpnn-[\d.]+, seed=5",
+        lines[0],
+    )
+    assert lines[1] == DIMER.sequence[12:]
+    assert [line.split(",")[1] for line in lines[2::2]] == [" sample=1", " sample=2", " sample=3"]
+
+
+def test_batch_size_changes_no_file(here: Path) -> None:
+    """Files are the same whatever the batch size."""
+    for size in (1, 3, 8):
+        run("design", "dimer.pdb", "--num-seqs", 8, "--batch-size", size, "--out", f"by{size}")
+    assert sequences(here / "by1/dimer.fa") == sequences(here / "by3/dimer.fa")
+    assert sequences(here / "by1/dimer.fa") == sequences(here / "by8/dimer.fa")
+
+
+def test_split_changes_no_file(here: Path) -> None:
+    """Files together in one folder give what each one alone gives."""
+    write_pdb(here / "other.pdb", made_up_backbone(15))
+    (here / "in").mkdir()
+    for name in ("dimer", "other"):
+        (here / "in" / f"{name}.pdb").write_text((here / f"{name}.pdb").read_text())
+        assert run("design", f"{name}.pdb", "--num-seqs", 2, "--out", "alone").exit_code == 0
+    assert run("design", "in", "--num-seqs", 2, "--out", "together").exit_code == 0
+    for name in ("dimer", "other"):
+        alone, together = (here / folder / f"{name}.fa" for folder in ("alone", "together"))
+        assert alone.read_bytes() == together.read_bytes()
+
+
+def test_all_rules_at_once(here: Path) -> None:
+    """Fixed, tied, omitted and biased residues are as asked in the written sequences."""
+    (here / "bias.json").write_text('{"A2": {"W": 60}}')
+    (here / "omit.json").write_text('{"B": "ACDEF"}')
+    result = run(
+        *("design", "dimer.pdb", "--num-seqs", 4, "--temperature", "0.5,1", "--fixed", "A5-6"),
+        *("--tied", "A1,B1", "--omit", "GH", "--bias", "K:0.3,L:-1"),
+        *("--bias-per-residue", "bias.json", "--omit-per-residue", "omit.json"),
+    )
+    assert result.exit_code == 0
+    found = sequences(here / "seqs" / "dimer.fa")[1:]
+    assert len(found) == 8
+    for sequence in found:
+        a, b = sequence.split("/")
+        assert a[4:6] == DIMER.sequence[4:6]
+        assert a[0] == b[0]
+        assert a[1] == "W"
+        assert not set(a[:4] + a[6:] + b) & set("GHX")
+        assert not set(b) & set("ACDEFGH")
+
+
+def test_homo_oligomer(here: Path) -> None:
+    """Chains of a homo-oligomer get equal sequences."""
+    assert run("design", "dimer.pdb", "--homo-oligomer", "--temperature", 1).exit_code == 0
+    a, b = sequences(here / "seqs" / "dimer.fa")[1].split("/")
+    assert a == b
+
+
+@pytest.mark.parametrize("form", ["fasta", "json", "csv"])
+@pytest.mark.parametrize("command", ["design", "score"])
+def test_standard_output_joins_files(here: Path, command: str, form: str) -> None:
+    """`--out -` prints all results: records one after another, one JSON line each, one table."""
+    write_pdb(here / "other.pdb", made_up_backbone(15))
+    result = run(command, "dimer.pdb", "other.pdb", "--out", "-", "--format", form)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    if form == "json":
+        assert [json.loads(line)["name"] for line in lines] == ["dimer", "other"]
+    elif form == "fasta":
+        natives = [line.split(",")[0] for line in lines if re.match(">(dimer|other)", line)]
+        assert natives == [">dimer", ">other"]
+    else:
+        assert sum(line.startswith("name,") for line in lines) == 1
+        assert {line.split(",")[0] for line in lines[1:]} == {"dimer", "other"}
+    assert not [p for p in here.iterdir() if p.is_dir()]
+
+
+def test_gzip_and_mmcif_names(here: Path) -> None:
+    """A gzipped file's results are named without either ending."""
+    (here / "zipped.pdb.gz").write_bytes(gzip.compress(pdb_text(DIMER).encode()))
+    assert run("design", "zipped.pdb.gz").exit_code == 0
+    assert (here / "seqs" / "zipped.fa").exists()
+
+
+def test_score_round_trip(here: Path) -> None:
+    """Sequences written by design are scored by score, native and designs alike."""
+    assert run("design", "dimer.pdb", "--num-seqs", 2, "--chains", "A").exit_code == 0
+    result = run(
+        *("score", "dimer.pdb", "--fasta", "seqs/dimer.fa", "--chains", "A", "--format", "json")
+    )
+    assert result.exit_code == 0
+    assert "3 scores, the first: score " in result.stderr
+    record = json.loads((here / "scores" / "dimer.json").read_text())
+    header = (here / "seqs" / "dimer.fa").read_text().splitlines()[0]
+    assert f"score={record['scores'][0]['score']:.4f}" in header
+    assert [s["record"] for s in record["scores"]] == [
+        "dimer",
+        "T=0.1, sample=1",
+        "T=0.1, sample=2",
+    ]
+
+
+@pytest.mark.parametrize("mode", ["conditional", "unconditional"])
+def test_score_modes(here: Path, mode: str) -> None:
+    """Each mode of scoring is named in the output, and the two exclude each other."""
+    assert run("score", "dimer.pdb", f"--{mode}", "--format", "json").exit_code == 0
+    assert json.loads((here / "scores" / "dimer.json").read_text())["mode"] == mode
+    both = run("score", "dimer.pdb", "--conditional", "--unconditional")
+    assert both.exit_code == 2
+    assert "exclude" in both.stderr
+
+
+@pytest.mark.usefixtures("here")
+def test_weights_commands(made: str) -> None:
+    """Weights are listed with their place, verified with their configuration, or refused."""
+    listed = run("weights", "list")
+    assert listed.exit_code == 0
+    assert re.search(r"^made +shipped$", listed.stdout, re.M)
+    assert "v_48_020" in listed.stdout
+    verified = run("weights", "verify", made)
+    assert verified.exit_code == 0
+    assert "hidden_dim=16" in verified.stdout
+    for arguments in (("verify", "dimer.pdb"), ("fetch", "v_48_999")):
+        refused = run("weights", *arguments)
+        assert refused.exit_code == 2
+        assert arguments[1] in refused.stderr
+
+
+def test_variants_are_listed() -> None:
+    """Every variant has a line."""
+    result = run("variants")
+    assert result.exit_code == 0
+    assert "extreme-v2" in result.stdout
+
+
+@pytest.mark.usefixtures("here")
+def test_report_without_runs() -> None:
+    """A report without stored runs is refused with what would store one."""
+    result = run("report", "nowhere")
+    assert result.exit_code == 2
+    assert "no stored run" in result.stderr
+
+
+def test_version_is_the_projects() -> None:
+    """The version in the package is the one in pyproject.toml."""
+    path = Path(__file__).parents[1] / "pyproject.toml"
+    assert tomllib.loads(path.read_text())["project"]["version"] == mpnn.__version__
+
+
+def test_import_and_help_leave_torch_alone() -> None:
+    """Importing mpnn and its command line loads neither torch nor numpy."""
+    code = "import sys, mpnn.cli; sys.exit(len({'torch', 'numpy'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_of_the_package() -> None:
+    """Every name that the package offers can be had from it."""
+    assert all(getattr(mpnn, name).__name__ == name for name in mpnn.__all__)
+
+
+def test_unknown_name_in_the_package() -> None:
+    """A name that the package lacks is an AttributeError, as of any module."""
+    with pytest.raises(AttributeError, match="designn"):
+        _ = mpnn.designn
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("here")
+def test_published_example(data_dir: Path) -> None:
+    """3HTN with A and C designed has the published native record: chains, letters, X at gaps."""
+    path = data_dir / "pdb" / "3HTN.pdb"
+    assert run("design", path, "--chains", "A,C", "--num-seqs", 2, "--seed", 37).exit_code == 0
+    lines = Path("seqs", "3HTN.fa").read_text().splitlines()
+    assert "fixed_chains=['B'], designed_chains=['A', 'C']" in lines[0]
+    assert lines[1].startswith("NMYSYKKIGNKYIVSINNHTEIVKALNAFCKEKGILSGSINGIGAIGELTLRFFNPKTKAYDDKTF")
+    assert lines[1].count("/") == 1
+    assert all(len(line) == len(lines[1]) for line in lines[1::2])
+
+
+def write_chains(path: Path) -> None:
+    """A file of one training chain."""
+    chain = made_up_backbone(30)
+    coords = np.round(chain.coords * 1000).astype(np.int32)
+    np.savez(
+        path,
+        ca=coords[:, 1],
+        nco=(coords[:, [0, 2, 3]] - coords[:, 1:2]).astype(np.int16),
+        complete=chain.mask,
+        sequence=np.frombuffer(chain.sequence.encode(), np.uint8),
+        residue_number=chain.numbers.astype(np.int32),
+        offsets=np.array([0, 30]),
+        name=np.array(["MADE_A"]),
+        cluster=np.array([0], np.int32),
+    )
+
+
+def test_train_then_design(here: Path) -> None:
+    """Training by a settings file reports its steps and writes weights that design takes."""
+    write_chains(here / "chains.npz")
+    (here / "run.toml").write_text(
+        'data = "chains.npz"\nweights = "w.safetensors"\nstate = "run.pt"\n'
+        'architecture = "extreme-v2"\nsteps = 9\nreport_every = 1\n'
+    )
+    trained = run("train", "run.toml", "--set", "steps=2", "--set", "decay_steps=1")
+    assert trained.exit_code == 0
+    assert re.search(r"^step 1/2 .*perplexity", trained.stderr, re.M)
+    assert "2 steps done -> w.safetensors" in trained.stderr
+    assert run("design", "dimer.pdb", "--weights", "w.safetensors").exit_code == 0

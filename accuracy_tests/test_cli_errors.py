@@ -1,0 +1,245 @@
+"""The command line on bad input, damaged files and Ctrl-C: one sentence, an exit code, no loss."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_runs import DIMER, run, sequences
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_up_files import pdb_text, write_pdb
+
+from mpnn import weights
+from mpnn.synthetic import made_up_backbone
+
+pytest_plugins = ["cli_fixtures"]
+
+DNA = (
+    "ATOM      1  P    DA A   1       1.000   2.000   3.000  1.00  0.00           P\n"
+    "ATOM      2  C1'  DA A   1       2.000   2.000   3.000  1.00  0.00           C\n"
+)
+
+
+def bad_structures() -> dict[str, bytes]:
+    """Files that hold no usable backbone, by name."""
+    return {
+        "empty.pdb": b"",
+        "words.pdb": b"once upon a time\n",
+        "bytes.pdb": b"\x00\x01\x02",
+        "dna.pdb": DNA.encode(),
+        "trace.pdb": pdb_text(DIMER, ("CA",)).encode(),
+        "broken.pdb.gz": gzip.compress(pdb_text(DIMER).encode())[:60],
+    }
+
+
+@pytest.mark.parametrize("name", [*bad_structures(), "missing.pdb"])
+def test_bad_file_alone(here: Path, name: str) -> None:
+    """A file that cannot be used is named in one line, with exit code 2 and no output."""
+    if name in bad_structures():
+        (here / name).write_bytes(bad_structures()[name])
+    result = run("design", name)
+    assert result.exit_code == 2
+    assert f"error: {name}" in result.stderr
+    assert "Traceback" not in result.output
+    assert not list((here / "seqs").iterdir())
+
+
+def test_bad_files_among_good_ones(here: Path) -> None:
+    """Bad files of a folder are reported, good ones are done, and the exit code is 1."""
+    (here / "in").mkdir()
+    for name, content in bad_structures().items():
+        (here / "in" / name).write_bytes(content)
+    write_pdb(here / "in" / "good.pdb", DIMER)
+    write_pdb(here / "in" / "zgood.pdb", DIMER)
+    (here / "in" / "notes.txt").write_text("not looked at")
+    result = run("design", "in", "missing.pdb")
+    assert result.exit_code == 1
+    assert result.stderr.count("error: ") == 7
+    assert "7 of 9 files failed" in result.stderr
+    assert sorted(p.name for p in (here / "seqs").iterdir()) == ["good.fa", "zgood.fa"]
+
+
+@pytest.mark.parametrize(
+    "names", [("a/x.pdb", "b/x.pdb"), ("x.pdb", "x.cif"), ("x.pdb", "X.pdb.gz")]
+)
+def test_duplicate_names_are_refused_before_work(here: Path, names: tuple[str, str]) -> None:
+    """Two files whose results would have one name are refused, and nothing is written."""
+    for name in names:
+        (here / name).parent.mkdir(exist_ok=True)
+        write_pdb(here / name, DIMER)
+    result = run("design", *names)
+    assert result.exit_code == 2
+    assert names[0] in result.stderr
+    assert names[1] in result.stderr
+    assert not (here / "seqs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chains", "Z"], "chains Z"),
+        (["--fixed", "A99"], "A99"),
+        (["--fixed", "!"], "!"),
+        (["--fixed", "A,B"], "nothing to design"),
+        (["--tied", "A1,B1", "--fixed", "A1"], "is fixed"),
+        (["--omit", "ACDEFGHIKLMNPQRSTVWY"], "every letter is omitted"),
+        (["--omit", "1"], "no letter 1"),
+        (["--bias", "A=1"], "LETTER:NUMBER"),
+        (["--temperature", "0"], "temperature 0"),
+        (["--temperature", "-1"], "temperature -1"),
+        (["--temperature", "nan"], "temperature nan"),
+        (["--temperature", "warm"], "--temperature 'warm'"),
+        (["--temperature", ","], "--temperature ','"),
+        (["--seed", "one"], "--seed 'one'"),
+        (["--seed", "-3"], "seed [-3]"),
+        (["--num-seqs", "0"], "num_seqs is 0"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--engine", "steam"], "no engine 'steam'"),
+        (["--device", "abacus"], "device 'abacus'"),
+        (["--weights", "none"], "none: no such weights"),
+        (["--weights", "dimer.pdb"], "cannot be read as a checkpoint"),
+        (["--structure-model", "7"], "no model 7"),
+        (["--bias-per-residue", "none.json"], "none.json: cannot be read"),
+        (["--bias-per-residue", "dimer.pdb"], "dimer.pdb: is not JSON"),
+        (["--omit-per-residue", "list.json"], "list.json: an object by residue"),
+        (["--out", "dimer.pdb"], "--out dimer.pdb"),
+        (["--out", "dimer.pdb/x"], "--out dimer.pdb/x"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_bad_options(here: Path, arguments: list[str], message: str) -> None:
+    """Each option that cannot be used ends with exit code 2, a sentence that says why, no file."""
+    (here / "list.json").write_text("[]")
+    before = sorted(p.name for p in here.iterdir())
+    result = run("design", "dimer.pdb", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not list(here.glob("seqs/*"))
+    assert sorted(p.name for p in here.iterdir() if p.name != "seqs") == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        (b"", "no sequence inside"),
+        (b"ACD\n>x\nACD\n", "line 1"),
+        (b">x\n>y\nACD\n", "record 'x' has no sequence"),
+        (b">x\nACD\n", "3 residues"),
+        (b">x\nJ\n", "letters J"),
+        (b"\xff\xfe", "is not text"),
+    ],
+)
+def test_bad_fasta(here: Path, content: bytes | None, message: str) -> None:
+    """Sequences that cannot be scored end with exit code 2 and a sentence that says why."""
+    if content is not None:
+        (here / "seqs.fa").write_bytes(content)
+    result = run("score", "dimer.pdb", "--fasta", "seqs.fa")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not list(here.glob("scores/*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_no_weights_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without shipped weights the message says how to get some."""
+    monkeypatch.setattr(weights, "PREFERRED", ("absent",))
+    result = run("design", "dimer.pdb")
+    assert result.exit_code == 2
+    assert "--weights" in result.stderr
+
+
+words = st.text(st.sampled_from("AB1234,:-|=. XZ!é{}"), max_size=10)
+
+
+@pytest.mark.usefixtures("here")
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(option=st.sampled_from(["--chains", "--fixed", "--tied", "--omit", "--bias"]), value=words)
+def test_any_rule_is_kept_or_refused(option: str, value: str) -> None:
+    """No text in a rule leads to anything but designs or one line of error."""
+    result = run("design", "dimer.pdb", f"{option}={value}", "--out", "-")
+    assert result.exit_code in (0, 2)
+    assert (result.exit_code == 0) == result.stdout.startswith(">dimer")
+    if result.exit_code:
+        assert result.stdout == ""
+        assert result.stderr.count("error: ") == 1
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_damage_to_a_structure_is_read_or_refused(here: Path, data: st.DataObject) -> None:
+    """A PDB file with characters changed anywhere gives designs or one line of error."""
+    text = bytearray(pdb_text(DIMER).encode())
+    for _ in range(data.draw(st.integers(1, 20))):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    (here / "damaged.pdb").write_bytes(bytes(text))
+    result = run("design", "damaged.pdb", "--out", "-")
+    assert result.exit_code in (0, 2)
+    assert (result.exit_code == 0) == bool(result.stdout)
+
+
+SETTINGS = 'data = "chains.npz"\nweights = "w.safetensors"\nstate = "run.pt"\n'
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "changes", "message"),
+    [
+        ("train", None, [], "settings in TOML"),
+        ("train", "data = ", [], "settings in TOML"),
+        ("train", 'data = "x"\n', [], "weights, state are missing"),
+        ("train", SETTINGS, ["speed=9"], "no setting speed"),
+        ("train", SETTINGS, ["steps=many"], "steps is 'many'; int is needed"),
+        ("train", SETTINGS, ["steps=true"], "steps is True"),
+        ("train", SETTINGS, ["steps"], "NAME=VALUE"),
+        ("train", SETTINGS, ["teacher=v_48_020", "targets=t"], "for mpnn distill"),
+        ("distill", SETTINGS, [], "distill needs a teacher"),
+        ("train", SETTINGS, ["noise=0", "steps=5"], "chains.npz"),
+    ],
+)
+def test_bad_training_settings(
+    here: Path, command: str, content: str | None, changes: list[str], message: str
+) -> None:
+    """Settings that cannot be used end with exit code 2 and a sentence that says why."""
+    if content is not None:
+        (here / "run.toml").write_text(content)
+    result = run(command, "run.toml", *(word for c in changes for word in ("--set", c)))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_usage_error() -> None:
+    """A command without files, or an unknown option, ends with exit code 2."""
+    assert run("design").exit_code == 2
+    assert run("design", "x.pdb", "--colour").exit_code == 2
+
+
+def test_interrupt(here: Path, made: str) -> None:
+    """Ctrl-C ends with exit code 130 and a sentence; finished files stay, none is partial."""
+    (here / "in").mkdir()
+    for n in range(40):
+        write_pdb(here / "in" / f"s{n:02}.pdb", made_up_backbone(100))
+    command = [sys.executable, "-m", "mpnn", "design", "in", "--weights", made, "--num-seqs", "50"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=here) as process:
+        deadline = time.monotonic() + 120
+        while not list(here.glob("seqs/*.fa")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert re.search(r"interrupted: \d+ of 40 files were finished", errors)
+    assert "Traceback" not in errors
+    written = list((here / "seqs").iterdir())
+    assert 1 <= len(written) < 40
+    assert all(p.suffix == ".fa" and len(sequences(p)) == 51 for p in written)

@@ -1,0 +1,203 @@
+"""Results as FASTA, JSON and CSV, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_files import made_model
+
+from mpnn.backbone import Backbone
+from mpnn.errors import InputError
+from mpnn.files import read_fasta
+from mpnn.output import DESIGN_COLUMNS, SCORE_COLUMNS, render_designs, render_scores, write_whole
+from mpnn.results import Designs, Score, Scores
+from mpnn.synthetic import made_up_backbone
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """Chains A, B and C of 10 residues; C2 is a gap and C5 lacks atoms."""
+    made = made_up_backbone(30, chains=3)
+    mask = np.ones(30, bool)
+    mask[[21, 24]] = False
+    coords = np.where(mask[:, None, None], made.coords, np.float32(0))
+    letters = made.sequence[:21] + "X" + made.sequence[22:]
+    return dataclasses.replace(made, mask=mask, coords=coords, sequence=letters, name="made")
+
+
+@pytest.fixture(scope="module")
+def designs(backbone: Backbone) -> Designs:
+    """Chains A and C designed, B fixed, two seeds, two temperatures, two samples of each."""
+    return made_model().design(backbone, 2, [0.1, 1.0], seed=[37, 38], chains="C,A", fixed="A1")
+
+
+@pytest.fixture(scope="module")
+def scores(backbone: Backbone) -> Scores:
+    return made_model().score_many(backbone, [backbone.sequence, "A" * 30], seed=[1, 2])
+
+
+def test_fasta_has_the_published_form(designs: Designs) -> None:
+    """Headers have the published fields in their order; sequences show designed chains alone."""
+    lines = render_designs(designs, "fasta", "made", "mpnn-1").splitlines()
+    number = r"\d+\.\d{4}"
+    native = re.compile(
+        rf">made, score={number}, global_score={number}, fixed_chains=\['B'\], "
+        rf"designed_chains=\['A', 'C'\], model_name=made, git_hash=mpnn-1, seed=3[78]"
+    )
+    sample = re.compile(
+        rf">T=(0\.1|1\.0), sample=[12], score={number}, global_score={number}, "
+        rf"seq_recovery={number}"
+    )
+    for i, line in enumerate(lines[::2]):
+        assert (sample if i % 5 else native).fullmatch(line)
+    assert len(lines) == 20
+    own = designs.backbone.sequence
+    assert lines[1] == f"{own[:10]}/{own[10:20]}"
+    assert lines[1][12] == "X"
+    assert all(re.fullmatch(r"[A-Y]{10}/[A-Y]X[A-Y]{8}", line) for line in lines[1::2])
+
+
+def test_fasta_reads_back(designs: Designs, tmp_path: Path) -> None:
+    """Names and sequences of a written FASTA file are read back."""
+    path = tmp_path / "made.fa"
+    path.write_text(render_designs(designs, "fasta", "made", "mpnn-1"))
+    records = read_fasta(str(path))
+    assert records[0] == ("made", designs.printed(designs.native[0].sequence))
+    assert [name for name, _ in records[1:3]] == ["T=0.1, sample=1", "T=0.1, sample=2"]
+    assert [s for name, s in records if name != "made"] == [
+        designs.printed(d.sequence) for d in designs
+    ]
+
+
+def test_json_reads_back(designs: Designs) -> None:
+    """JSON has every design with its scores and chains, on one line."""
+    text = render_designs(designs, "json", "made", "mpnn-1")
+    assert text.count("\n") == 1
+    record = json.loads(text)
+    assert record["name"] == "made"
+    assert (record["designed_chains"], record["fixed_chains"]) == (["A", "C"], ["B"])
+    assert record["fixed_residues"] == ["A1"]
+    assert [n["seed"] for n in record["native"]] == [37, 38]
+    for found, design in zip(record["designs"], designs, strict=True):
+        assert (found["seed"], found["sample"]) == (design.seed, design.sample)
+        assert found["temperature"] == design.temperature
+        assert found["score"] == pytest.approx(design.score, abs=1e-6)
+        assert found["seq_recovery"] == pytest.approx(design.recovery, abs=1e-6)
+        assert "".join(found["chains"].values()) == design.sequence
+
+
+def test_csv_reads_back(designs: Designs) -> None:
+    """CSV has a heading and one row for each design."""
+    heading, *rows = csv.reader(io.StringIO(render_designs(designs, "csv", "made", "mpnn-1")))
+    assert heading == list(DESIGN_COLUMNS)
+    assert [row[-1] for row in rows] == [designs.printed(d.sequence) for d in designs]
+    assert [float(row[2]) for row in rows] == [d.temperature for d in designs]
+
+
+def test_scores_as_a_table(scores: Scores) -> None:
+    """Score tables have a row for each residue with coordinates; probabilities sum to one."""
+    text = render_scores(scores, ["own", "poly-A"], "csv", "made", "mpnn-1")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(rows[0]) == list(SCORE_COLUMNS)
+    assert len(rows) == 4 * 28
+    assert [row["record"] for row in rows[::28]] == ["own", "poly-A"] * 2
+    assert [row["seed"] for row in rows[::28]] == ["1", "1", "2", "2"]
+    for row in rows:
+        probabilities = [float(row[c]) for c in SCORE_COLUMNS if c.startswith("p_")]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert float(row[f"p_{row['letter']}"]) == pytest.approx(
+            np.exp(float(row["log_p"])), rel=1e-4
+        )
+    mean = -np.mean([float(row["log_p"]) for row in rows[:28]])
+    assert mean == pytest.approx(scores.scores[0].score, abs=1e-5)
+
+
+def test_scores_as_json(scores: Scores, backbone: Backbone) -> None:
+    """Score JSON has log-probabilities by residue, null where there are none."""
+    record = json.loads(render_scores(scores, ["own", "poly-A"], "json", "made", "mpnn-1"))
+    assert record["residues"][:2] == ["A1", "A2"]
+    assert [s["record"] for s in record["scores"]] == ["own", "poly-A"] * 2
+    for found, score in zip(record["scores"], scores.scores, strict=True):
+        assert found["perplexity"] == pytest.approx(score.perplexity, rel=1e-5)
+        for i, row in enumerate(found["log_probs"]):
+            if backbone.mask[i]:
+                np.testing.assert_allclose(row, score.log_probs[i], atol=1e-6)
+            else:
+                assert row is None
+
+
+def test_conditional_scores_leave_out_what_was_not_computed(backbone: Backbone) -> None:
+    """Conditional output has designed residues alone, and no global score."""
+    found = made_model().score_many(backbone, mode="conditional", chains="A", fixed="A1-4")
+    table = render_scores(found, ["own"], "csv", "made", "mpnn-1")
+    assert len(table.splitlines()) == 1 + 6
+    record = json.loads(render_scores(found, ["own"], "json", "made", "mpnn-1"))
+    assert record["scores"][0]["global_score"] is None
+    assert [row is not None for row in record["scores"][0]["log_probs"]] == [
+        bool(x) for x in found.designed
+    ]
+
+
+def test_scores_as_fasta(scores: Scores) -> None:
+    """Score FASTA has a record for each sequence with its scores."""
+    text = render_scores(scores, ["own", "poly-A"], "fasta", "made", "mpnn-1")
+    first = text.splitlines()[0]
+    assert first.startswith(f">own, score={scores.scores[0].score:.4f}, global_score=")
+    assert first.endswith("mode=ordered, model_name=made, git_hash=mpnn-1, seed=1")
+
+
+def test_score_of_nothing_is_null(scores: Scores) -> None:
+    """A score over no residues is null in JSON, which has no NaN."""
+    nothing = Score("A", 0, np.zeros((1, 21)), float("nan"), float("nan"))
+    found = dataclasses.replace(scores, scores=(nothing,) * 1)
+    found = dataclasses.replace(
+        found,
+        scores=(dataclasses.replace(nothing, sequence="A" * 30, log_probs=np.zeros((30, 21))),),
+    )
+    record = json.loads(render_scores(found, ["x"], "json", "made", "mpnn-1"))
+    assert record["scores"][0]["score"] is None
+    assert record["scores"][0]["perplexity"] is None
+
+
+def test_file_is_written_with_its_folders(tmp_path: Path) -> None:
+    """Missing folders are made, an older file is replaced, and nothing else is left there."""
+    path = tmp_path / "a" / "b.txt"
+    write_whole(path, "old")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while writing leaves the old content and no partial file."""
+    path = tmp_path / "b.txt"
+    write_whole(path, "old")
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unwritable_place(tmp_path: Path) -> None:
+    """A folder that cannot be made, or a name taken by a folder, is an error that names it."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "x.fa", tmp_path / "folder"):
+        with pytest.raises(InputError, match=path.name):
+            write_whole(path, "text")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]

@@ -1,0 +1,246 @@
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpnn import recovery as r
+from mpnn.config import ARCHITECTURES, ModelConfig
+from mpnn.datasets import ChainSet, find_data
+from mpnn.errors import InputError
+from mpnn.optimizations import load_engine
+from mpnn.synthetic import made_up_backbone
+from mpnn.weights import formula_weights, load_weights, shipped
+
+L, N, V = 40, 3, 21
+RNG = np.random.default_rng(0)
+NATIVE = RNG.integers(0, 20, L)
+COUNTED = RNG.random(L) < 0.8
+UNIFORM = np.full((N, L, V), -np.log(V))
+
+
+def random_log_probs(seed: int) -> np.ndarray:
+    logits = np.random.default_rng(seed).normal(0, 2, (N, L, V))
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def backbones():
+    return [made_up_backbone(length, seed=length) for length in (30, 40, 50)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return formula_weights(ModelConfig(1, 1, 16, 12))
+
+
+# Measures of one protein
+
+
+def test_native_sequence_has_recovery_one():
+    """The native letters themselves recover everything, and wrong ones nothing."""
+    S = np.tile(NATIVE, (N, 1))
+    assert r.recovery(S, NATIVE, COUNTED) == 1
+    assert r.recovery((S + 1) % 20, NATIVE, COUNTED) == 0
+
+
+def test_uniform_distribution_has_perplexity_21():
+    """Knowing nothing costs log 21 nats, and 1/21 of the letters is expected to be native."""
+    assert r.negative_log_likelihood(UNIFORM, NATIVE, COUNTED) == pytest.approx(np.log(V))
+    assert r.expected_recovery(UNIFORM, NATIVE, COUNTED) == pytest.approx(1 / V)
+
+
+def test_expected_recovery_is_the_mean_recovery_of_draws():
+    """Letters drawn from the distributions recover what was expected, within sampling error."""
+    log_probs = random_log_probs(1)
+    gumbel = np.random.default_rng(2).gumbel(size=(2000, N, L, V))
+    drawn = (log_probs + gumbel).argmax(-1)
+    expected = r.expected_recovery(log_probs, NATIVE, COUNTED)
+    assert r.recovery(drawn, NATIVE, COUNTED) == pytest.approx(expected, abs=4e-3)
+
+
+def test_top1_counts_where_the_native_letter_is_likeliest():
+    """Raising the native letters of half the residues above all others gives one half."""
+    log_probs = UNIFORM.copy()
+    log_probs[..., 20] += 1
+    half = np.arange(L) % 2 == 0
+    log_probs[:, half, NATIVE[half]] += 2
+    assert r.top1(log_probs, NATIVE, np.ones(L, bool)) == 0.5
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_divergence_is_zero_to_itself_and_positive_otherwise(seed):
+    """KL of a distribution from itself is 0; from another it is positive."""
+    a, b = random_log_probs(seed), random_log_probs(seed + 1)
+    assert r.kl_divergence(a, a, COUNTED) == 0
+    assert r.kl_divergence(a, b, COUNTED) > 0
+
+
+def test_divergence_to_the_uniform_is_the_lack_of_entropy():
+    """KL of the uniform from p is log 21 − H(p): the reference is the one averaged over."""
+    p = random_log_probs(3)
+    entropy = -(np.exp(p) * p).sum(-1)[:, COUNTED].mean()
+    assert r.kl_divergence(UNIFORM, p, COUNTED) == pytest.approx(np.log(V) - entropy)
+
+
+def test_agreement_is_symmetric_and_full_with_itself():
+    """Agreement counts equal likeliest letters, whichever network is called the reference."""
+    a, b = random_log_probs(4), random_log_probs(5)
+    assert r.agreement(a, a, COUNTED) == 1
+    assert 0 < r.agreement(a, b, COUNTED) == r.agreement(b, a, COUNTED) < 1
+
+
+@pytest.mark.parametrize("measured", [r.negative_log_likelihood, r.top1, r.expected_recovery])
+def test_residues_that_do_not_count_change_nothing(measured):
+    """Masked residues and unknown letters enter no measure."""
+    log_probs = random_log_probs(6)
+    changed = log_probs.copy()
+    changed[:, ~COUNTED] = random_log_probs(7)[:, ~COUNTED]
+    assert measured(log_probs, NATIVE, COUNTED) == measured(changed, NATIVE, COUNTED)
+    assert measured(log_probs, NATIVE, ~COUNTED) != measured(changed, NATIVE, ~COUNTED)
+
+
+# Intervals
+
+
+def test_interval_has_the_width_of_normal_theory():
+    """For many normal values the interval is the mean ± 1.96 σ/√P within a few per cent."""
+    values = np.random.default_rng(8).normal(5, 2, 400)
+    interval = r.bootstrap_interval(values)
+    assert interval.mean == pytest.approx(values.mean())
+    width = 2 * 1.96 * values.std() / np.sqrt(400)
+    assert interval.high - interval.low == pytest.approx(width, rel=0.05)
+
+
+def test_interval_covers_the_truth_as_often_as_stated():
+    """Of 300 intervals from 50 values each, about 95 % hold the true mean."""
+    draws = np.random.default_rng(9).normal(0, 1, (300, 50))
+    intervals = [r.bootstrap_interval(x, seed) for seed, x in enumerate(draws)]
+    assert 0.90 < np.mean([i.low <= 0 <= i.high for i in intervals]) < 0.98
+
+
+def test_same_seed_same_interval():
+    """An interval is a pure function of values and seed."""
+    values = np.random.default_rng(10).normal(size=30)
+    assert r.bootstrap_interval(values, 1) == r.bootstrap_interval(values, 1)
+    assert r.bootstrap_interval(values, 1) != r.bootstrap_interval(values, 2)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, np.nan], [[1.0, 2.0]]])
+def test_no_interval_from_too_few_or_broken_values(values):
+    """Fewer than two proteins, NaN, or a table of values raise instead of giving a number."""
+    with pytest.raises(ValueError, match="at least two finite values"):
+        r.bootstrap_interval(values)
+
+
+# Sets of proteins
+
+
+def test_measuring_twice_gives_the_same_outcome(model, backbones):
+    """Letters and log-probabilities depend on the seed alone; another seed draws other letters."""
+    engine = load_engine("exact", model)
+    first, again = (r.measure(engine, backbones, 2, seed=1) for _ in range(2))
+    other = r.measure(engine, backbones, 2, seed=2)
+    for a, b, c in zip(first, again, other, strict=True):
+        assert np.array_equal(a.S, b.S)
+        assert np.array_equal(a.log_probs, b.log_probs)
+        assert not np.array_equal(a.S, c.S)
+
+
+def test_engines_are_measured_under_common_noise(model, backbones):
+    """The exact engine gives the reference's letters, so every difference is zero but rounding."""
+    subject = r.measure(load_engine("exact", model), backbones, 2)
+    reference = r.measure(load_engine("reference", model), backbones, 2)
+    compared = r.compare(subject, reference)
+    assert compared.recovery == r.Interval(0, 0, 0)
+    assert compared.agreement == r.Interval(1, 1, 1)
+    assert abs(compared.nll.mean) < 1e-5
+    assert abs(compared.kl.mean) < 1e-5
+
+
+def test_pairing_narrows_the_interval(model, backbones):
+    """The paired interval of two nearly equal networks is far narrower than either's own."""
+    outcomes = r.measure(load_engine("exact", model), backbones, 2)
+    other = [dataclasses.replace(o, log_probs=o.log_probs - 1e-3) for o in outcomes]
+    paired = r.compare(other, outcomes).nll
+    alone = r.summarize(outcomes).nll
+    assert paired.mean == pytest.approx(1e-3, rel=1e-2)
+    assert paired.high - paired.low < 1e-2 * (alone.high - alone.low)
+
+
+def test_summary_is_made_of_the_single_measures(model, backbones):
+    """Means are over proteins; the perplexity is over all residues."""
+    outcomes = r.measure(load_engine("exact", model), backbones, 2)
+    summary = r.summarize(outcomes)
+    assert summary.proteins == 3
+    assert summary.recovery.mean == pytest.approx(np.mean([o.recovery for o in outcomes]))
+    pooled = [r._at_native(o.log_probs, o.native).ravel() for o in outcomes]
+    assert summary.perplexity == pytest.approx(np.exp(-np.concatenate(pooled).mean()), rel=1e-5)
+
+
+def test_different_proteins_are_not_compared(model, backbones):
+    """Outcomes of other proteins, or in another order, are refused."""
+    outcomes = r.measure(load_engine("exact", model), backbones, 1)
+    with pytest.raises(ValueError, match="same proteins"):
+        r.compare(outcomes, outcomes[::-1])
+
+
+def test_backbone_without_known_residue_is_refused(model, backbones):
+    """A protein with nothing to recover is named."""
+    empty = dataclasses.replace(backbones[0], sequence="X" * len(backbones[0]))
+    with pytest.raises(InputError, match=f"{empty.name}: no residue has all four atoms"):
+        r.measure(load_engine("exact", model), [empty], 1)
+
+
+# Published figures
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (os.environ.get("MPNN_DATA") and os.environ.get("MPNN_WEIGHTS")),
+    reason="needs MPNN_DATA with ts50.npz and MPNN_WEIGHTS with v_48_020.pt",
+)
+def test_ts50_row_of_the_published_weights_is_reproduced():
+    """v_48_020 recovers 44.3 % of TS50 at T = 0.1, at perplexity 5.13 and top-1 49.1 %."""
+    chains = ChainSet(find_data("ts50.npz"))
+    model, _ = load_weights("v_48_020")
+    outcomes = r.measure(load_engine("exact", model), [*chains])
+    summary = r.summarize(outcomes)
+    assert summary.recovery.mean == pytest.approx(0.443, abs=0.005)
+    assert summary.recovery.low == pytest.approx(0.427, abs=0.005)
+    assert summary.recovery.high == pytest.approx(0.459, abs=0.005)
+    assert summary.perplexity == pytest.approx(5.13, abs=0.05)
+    assert summary.top1.mean == pytest.approx(0.491, abs=0.008)
+
+
+# Shipped checkpoints
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_card_says_where_weights_come_from_and_how_good_they_are(name):
+    """A shipped checkpoint's card names data, teacher, licence, residues seen and figures."""
+    model, card = load_weights(name)
+    assert card["training"]["architecture"] == name
+    assert model.config == ARCHITECTURES[name]
+    assert card["residues_seen"] > 0
+    assert {"license", "data", "teacher", "status"} <= set(card)
+    for figures in card["measured"]["sets"].values():
+        mean, low, high = figures["recovery"]
+        assert 0 < low < mean < high < 100
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("MPNN_DATA"), reason="needs MPNN_DATA with ts50.npz")
+@pytest.mark.parametrize("name", shipped())
+def test_figures_of_a_card_are_measured_again(name):
+    """TS50 recovery and perplexity of a shipped checkpoint are those of its card."""
+    chains = ChainSet(find_data("ts50.npz"))
+    model, card = load_weights(name)
+    summary = r.summarize(r.measure(load_engine("exact", model), [*chains]))
+    stated = card["measured"]["sets"]["ts50"]
+    assert 100 * summary.recovery.mean == pytest.approx(stated["recovery"][0], abs=0.2)
+    assert summary.perplexity == pytest.approx(stated["perplexity"], rel=2e-3)

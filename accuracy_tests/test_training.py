@@ -1,0 +1,521 @@
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpnn import graph, training_model
+from mpnn.batch import Batch
+from mpnn.config import ARCHITECTURES, ModelConfig
+from mpnn.distillation import Teacher
+from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
+from mpnn.synthetic import made_up_backbone
+from mpnn.training import TrainConfig, learning_rate, train
+from mpnn.training_data import (
+    Crop,
+    DrawConfig,
+    RaggedBatch,
+    Residues,
+    TrainingChains,
+    draw,
+    draws_for_step,
+    packed,
+)
+from mpnn.weights import formula_weights, load_checkpoint, save_checkpoint
+
+LENGTHS = (30, 41, 56, 64, 72)
+CLUSTERS = (7, 7, 9, 9, 30)  # three clusters of two, two and one chains
+TINY = ModelConfig(1, 1, 16, 12)
+
+
+def write_chains(
+    path: Path, lengths=LENGTHS, clusters=CLUSTERS, incomplete: int | None = 3
+) -> Path:
+    """A chain file of made-up backbones; residue `incomplete` of each chain lacks an atom."""
+    backbones = [made_up_backbone(length, seed=seed) for seed, length in enumerate(lengths)]
+    coords = np.concatenate([b.coords for b in backbones]).astype(np.float64)
+    complete = np.ones(len(coords), bool)
+    offsets = np.cumsum([0, *lengths])
+    if incomplete is not None:
+        complete[offsets[:-1] + incomplete] = False
+    np.savez(
+        path,
+        ca=np.round(coords[:, 1] * 1000).astype(np.int32),
+        nco=np.round((coords[:, [0, 2, 3]] - coords[:, 1:2]) * 1000).astype(np.int16),
+        complete=complete,
+        sequence=np.frombuffer("".join(b.sequence for b in backbones).encode(), np.uint8),
+        residue_number=np.concatenate([b.numbers for b in backbones]).astype(np.int32),
+        offsets=offsets,
+        name=np.array([f"made_{i}" for i in range(len(lengths))]),
+        cluster=np.array(clusters, np.int32),
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def chain_file(tmp_path_factory):
+    return write_chains(tmp_path_factory.mktemp("chains") / "train.npz")
+
+
+@pytest.fixture
+def chains(chain_file):
+    return TrainingChains(chain_file)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+
+
+@pytest.fixture
+def config(chain_file, tmp_path):
+    return TrainConfig(
+        data=str(chain_file),
+        weights=str(tmp_path / "tiny.safetensors"),
+        state=str(tmp_path / "state.pt"),
+        architecture="tiny",
+        steps=6,
+        warmup_steps=2,
+        decay_steps=2,
+        tokens=120,
+        micro_tokens=60,
+        max_length=50,
+        save_every=2,
+        report_every=1,
+    )
+
+
+@pytest.fixture
+def teacher_file(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    save_checkpoint(path, formula_weights(TINY), {})
+    return str(path)
+
+
+def padded(crops: list[Crop]) -> tuple[Batch, torch.Tensor]:
+    """The same crops for the reference network, in float64: a batch [B, L] and ranks [B, L]."""
+
+    def pad(arrays, fill=0):
+        return torch.nn.utils.rnn.pad_sequence(
+            [torch.as_tensor(a) for a in arrays], batch_first=True, padding_value=fill
+        )
+
+    ones = [np.ones(len(c), bool) for c in crops]
+    batch = Batch(
+        X=pad([c.residues.coords for c in crops]).double(),
+        mask=pad(ones).double(),
+        residue_idx=pad([c.residues.residue_idx for c in crops]),
+        chain_encoding=pad(ones).long(),
+        S=pad([c.residues.S for c in crops]),
+        valid=pad(ones),
+    )
+    return batch, pad([c.rank for c in crops], fill=10**6)
+
+
+def in_double(batch: RaggedBatch) -> RaggedBatch:
+    return dataclasses.replace(
+        batch, X=batch.X.double(), neighbor_mask=batch.neighbor_mask.double()
+    )
+
+
+def weights_of(model: ProteinMPNN) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# The rewritten network
+
+
+@pytest.mark.parametrize("k", [12, 48], ids=["all-have-k", "crops-shorter-than-k"])
+def test_rewritten_network_equals_reference(chains, k):
+    """Log-probabilities and every gradient equal the reference network's in float64."""
+    model = formula_weights(ModelConfig(2, 2, 32, k)).double()
+    crops = [draw(chains, DrawConfig(noise=0.1, max_length=40), number) for number in range(3)]
+    batch, rank = padded(crops)
+    found, _ = graph.neighbors(batch.X[:, :, 1].float(), batch.mask.float(), batch.valid, k)
+    batch = dataclasses.replace(batch, E_idx=found)  # found in float32, as in training
+    letters = torch.cat([torch.from_numpy(c.residues.S) for c in crops])
+    gradients = []
+    for log_probs in (
+        model(batch, batch.S, rank)[batch.valid],
+        training_model.log_probs(model, in_double(RaggedBatch.from_crops(crops, k))),
+    ):
+        model.zero_grad()
+        log_probs.gather(1, letters[:, None]).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        gradients[-1]["log_probs"] = log_probs.detach()
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, rtol=1e-9, atol=1e-9), name
+
+
+def test_crops_in_a_batch_do_not_see_each_other(chains):
+    """A crop's log-probabilities are the same alone and between others."""
+    model = formula_weights(TINY)
+    crops = [draw(chains, DrawConfig(max_length=40), number) for number in range(3)]
+    together = training_model.log_probs(model, RaggedBatch.from_crops(crops, 12))
+    alone = [training_model.log_probs(model, RaggedBatch.from_crops([c], 12)) for c in crops]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_no_letter_reaches_an_earlier_residue(chains):
+    """Changing the letter decoded last changes no log-probability."""
+    model = formula_weights(TINY)
+    batch = RaggedBatch.from_crops([draw(chains, DrawConfig(), 0)], 12)
+    S = batch.S.clone()
+    S[batch.rank.argmax()] = (S[batch.rank.argmax()] + 1) % 20
+    before = training_model.log_probs(model, batch)
+    after = training_model.log_probs(model, dataclasses.replace(batch, S=S))
+    assert torch.equal(before, after)
+
+
+# Draws and batches
+
+
+def test_every_round_draws_each_cluster_once(chains):
+    """Clusters are drawn, not chains: each comes up once per round, whatever its size."""
+    for round_ in range(4):
+        crops = [draw(chains, DrawConfig(seed=5), 3 * round_ + place) for place in range(3)]
+        assert sorted(CLUSTERS[c.chain] for c in crops) == [7, 9, 30]
+
+
+def test_every_chain_of_a_cluster_comes_up(chains):
+    """Over many rounds all chains are drawn."""
+    assert {draw(chains, DrawConfig(), number).chain for number in range(60)} == set(range(5))
+
+
+def test_chains_repeat_after_the_rounds_given(chains):
+    """With two rounds a cluster's chain of round 5 is that of round 1; noise and order are new."""
+    config = DrawConfig(rounds=2)
+    crops = [draw(chains, config, number) for number in range(3 * 6)]
+    by_round = [{CLUSTERS[c.chain]: c for c in crops[3 * i : 3 * i + 3]} for i in range(6)]
+    for cluster in set(CLUSTERS):
+        early, late = by_round[1][cluster], by_round[5][cluster]
+        assert early.chain == late.chain == draw_of(chains, cluster).chain
+        assert not np.array_equal(early.residues.coords, late.residues.coords)
+
+
+def draw_of(chains: TrainingChains, cluster: int) -> Crop:
+    """The crop of a cluster in round 1 when chains never repeat."""
+    crops = [draw(chains, DrawConfig(), number) for number in range(3, 6)]
+    return next(c for c in crops if CLUSTERS[c.chain] == cluster)
+
+
+def test_a_draw_depends_on_seed_and_number_alone(chains, chain_file):
+    """The same draw comes out of another chain set after other draws; another seed's differs."""
+    config = DrawConfig(seed=3, noise=0.1)
+    first = draw(chains, config, 17)
+    other = TrainingChains(chain_file)
+    draw(other, config, 4)
+    again = draw(other, config, 17)
+    assert np.array_equal(first.residues.coords, again.residues.coords)
+    assert np.array_equal(first.rank, again.rank)
+    noisy = [draw(chains, dataclasses.replace(config, seed=seed), 0).rank for seed in range(4)]
+    assert len({tuple(rank) for rank in noisy}) == 4
+
+
+def test_noise_has_the_stated_size(chains):
+    """Coordinates move by normal noise of the configured standard deviation."""
+    config = DrawConfig(noise=0.3)
+    moved = []
+    for number in range(30):
+        crop = draw(chains, config, number)
+        clean = Residues.of(chains[crop.chain]).take(crop.rows)
+        moved.append((crop.residues.coords - clean.coords).ravel())
+    moved = np.concatenate(moved)
+    assert abs(moved.std() - 0.3) < 4 * 0.3 / np.sqrt(2 * len(moved))
+    assert abs(moved.mean()) < 4 * 0.3 / np.sqrt(len(moved))
+
+
+def test_incomplete_residues_are_left_out_but_counted(chains):
+    """Training sees complete residues only, and their numbering keeps the gap."""
+    residues = Residues.of(chains[0])
+    assert len(residues) == LENGTHS[0] - 1
+    assert residues.residue_idx[:5].tolist() == [0, 1, 2, 4, 5]
+
+
+def test_a_crop_is_the_residues_nearest_to_one_of_them(chains):
+    """No residue left out is nearer to the crop's centre than one taken, for some centre."""
+    crop = draw(chains, DrawConfig(noise=0.0, max_length=20), 2)
+    ca = Residues.of(chains[crop.chain]).coords[:, 1]
+    distance = np.linalg.norm(ca[:, None] - ca[None], axis=-1)
+    out = np.setdiff1d(np.arange(len(ca)), crop.rows)
+    assert len(crop) == 20
+    assert any(distance[c, crop.rows].max() <= distance[c, out].min() for c in crop.rows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tokens=st.integers(1, 300), micro=st.integers(1, 300), first=st.integers(0, 50))
+def test_token_budgets_are_kept(chain_file, tokens, micro, first):
+    """Steps and groups hold at most their budget unless one crop alone is larger; none is lost."""
+    crops, following = draws_for_step(
+        TrainingChains(chain_file), DrawConfig(max_length=50), first, tokens
+    )
+    assert sum(map(len, crops)) <= tokens or len(crops) == 1
+    assert following == first + len(crops)
+    groups = list(packed(crops, micro))
+    assert [c for group in groups for c in group] == crops
+    assert all(sum(map(len, group)) <= micro or len(group) == 1 for group in groups)
+
+
+def test_short_chains_are_never_drawn(tmp_path):
+    """A chain of fewer than 20 complete residues is in no cluster; a file of such is refused."""
+    chains = TrainingChains(write_chains(tmp_path / "some.npz", (20, 40, 21), (1, 2, 2)))
+    assert [c.tolist() for c in chains.clusters] == [[1, 2]]
+    with pytest.raises(InputError, match="no chain has 20 complete residues"):
+        TrainingChains(write_chains(tmp_path / "none.npz", (20, 19), (1, 2)))
+
+
+# The run
+
+
+def test_learning_rate_rises_stays_and_falls_to_zero(config):
+    """Warm-up, stable, decay; longer runs share all but the decay."""
+    long = dataclasses.replace(config, steps=100, warmup_steps=10, decay_steps=20)
+    rates = [learning_rate(long, step) for step in range(101)]
+    assert rates[0] == pytest.approx(long.learning_rate / 10)
+    assert set(rates[9:81]) == {long.learning_rate}
+    assert all(a > b for a, b in itertools.pairwise(rates[80:]))
+    assert rates[100] == 0
+    longer = dataclasses.replace(long, steps=200)
+    assert rates[:81] == [learning_rate(longer, step) for step in range(81)]
+
+
+def test_same_seed_same_run(config, tmp_path):
+    """Two runs of one configuration end bit-equal; another seed ends elsewhere."""
+    first = weights_of(train(config))
+    other = dataclasses.replace(config, state=str(tmp_path / "other.pt"))
+    assert_same(first, weights_of(train(other)))
+    seeded = dataclasses.replace(config, state=str(tmp_path / "seeded.pt"), seed=1)
+    assert not torch.equal(first["W_out.bias"], weights_of(train(seeded))["W_out.bias"])
+
+
+class StopRun(Exception):  # noqa: N818 – no error
+    """Stands for whatever ends a run."""
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, distilled):
+    """A run stopped between two saves ends with the weights of a run never stopped."""
+    if distilled:
+        targets = str(tmp_path / "targets")
+        config = dataclasses.replace(config, teacher=teacher_file, targets=targets)
+    whole = weights_of(train(dataclasses.replace(config, state=str(tmp_path / "whole.pt"))))
+
+    def stop(progress):
+        if progress.step == 5:
+            raise StopRun
+
+    with pytest.raises(StopRun):
+        train(config, stop)
+    seen = []
+    assert_same(whole, weights_of(train(config, seen.append)))
+    assert [p.step for p in seen] == [5, 6]
+
+
+def test_a_run_can_be_made_longer(config, tmp_path):
+    """Before the decay begins, more steps give the run that was longer from the start."""
+    longer = dataclasses.replace(config, steps=8, state=str(tmp_path / "longer.pt"))
+    short = dataclasses.replace(config, steps=4, decay_steps=0)
+    train(short)
+    assert_same(weights_of(train(longer)), weights_of(train(dataclasses.replace(config, steps=8))))
+
+
+def test_interrupted_save_leaves_the_old_state(config, monkeypatch):
+    """A save that breaks off half-way leaves a state that the run resumes from."""
+    whole = weights_of(train(config))
+    Path(config.state).unlink()
+    real = torch.save
+
+    def broken(state, file):
+        if state["counters"][0] == 4:
+            file.write(b"half a file")
+            raise StopRun
+        real(state, file)
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(StopRun):
+        train(config)
+    monkeypatch.undo()
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "tiny", TINY)
+        assert_same(whole, weights_of(train(config, seen.append)))
+    assert seen[0].step == 3
+
+
+def test_loss_goes_down_on_one_chain(tmp_path, config):
+    """A network learns one chain by heart: far more native letters are likeliest than at first."""
+    one = write_chains(tmp_path / "one.npz", (40,), (1,))
+    seen = []
+    train(
+        dataclasses.replace(
+            config, data=str(one), steps=120, decay_steps=20, learning_rate=1e-2, report_every=20
+        ),
+        seen.append,
+    )
+    assert seen[-1].loss < 0.5 * seen[0].loss
+    assert seen[-1].accuracy > 0.5 > seen[0].accuracy
+
+
+def test_progress_counts_what_was_done(config):
+    """Reports count steps and residues, give finite means, and no time is left at the end."""
+    seen = []
+    train(config, seen.append)
+    assert [p.step for p in seen] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < b.residues - a.residues <= config.tokens for a, b in itertools.pairwise(seen))
+    assert all(np.isfinite([p.loss, p.perplexity, p.residues_per_second]).all() for p in seen)
+    assert seen[0].seconds_left > 0 == seen[-1].seconds_left
+
+
+def test_plain_loss_is_the_mean_negative_log_likelihood(config):
+    """Without teacher and smoothing the perplexity is the exponential of the loss."""
+    seen = []
+    train(config, seen.append)
+    assert [p.perplexity for p in seen] == pytest.approx([np.exp(p.loss) for p in seen])
+
+
+def test_label_smoothing_is_the_cross_entropy_of_smoothed_letters(config, tmp_path):
+    """The first loss is 1 − ε parts native letter and ε parts the mean over all 21 letters."""
+    losses = {}
+    for smooth in (0.0, 0.5, 1.0):
+        seen = []
+        state = str(tmp_path / f"{smooth}.pt")
+        train(dataclasses.replace(config, state=state, label_smoothing=smooth), seen.append)
+        losses[smooth] = seen[0].loss
+    assert losses[0.5] == pytest.approx((losses[0.0] + losses[1.0]) / 2, rel=1e-5)
+
+
+def test_written_weights_are_the_trained_ones_with_a_card(config):
+    """The checkpoint holds the returned weights, and says what they were trained on and how far."""
+    model = train(config)
+    stored, card = load_checkpoint(config.weights)
+    assert_same(weights_of(model), weights_of(stored))
+    assert card["training"]["data"] == "train.npz"
+    assert card["training"]["steps"] == 6
+    assert card["residues_seen"] > 0
+    assert not any(config.state in str(value) for value in card["training"].values())
+
+
+# Distillation
+
+
+def test_kept_targets_are_the_teachers_own(chains, teacher_file, tmp_path):
+    """A crop's target is the teacher's teacher-forced distribution on the whole chain."""
+    teacher = Teacher(teacher_file, chains, 2, tmp_path / "t")
+    crop = draw(chains, DrawConfig(max_length=30, orders=2), 2)
+    backbone = chains[crop.chain]
+    whole = draw(chains, DrawConfig(orders=2), 2)
+    assert whole.order == crop.order
+    rank = np.full((1, len(backbone)), len(backbone))
+    rank[0, backbone.mask] = whole.rank
+    batch = Batch.from_backbones([backbone])
+    expected = formula_weights(TINY)(batch, batch.S, torch.from_numpy(rank)).detach().numpy()[0]
+    found = teacher.log_probs(crop)
+    assert np.abs(found - expected[backbone.mask][crop.rows]).max() < 5e-3  # float16
+    assert np.abs(expected).max() > 1
+
+
+def test_targets_are_computed_once(chains, teacher_file, tmp_path, monkeypatch):
+    """A second run reads the answers that the first one kept."""
+    crop = draw(chains, DrawConfig(orders=2), 0)
+    first = Teacher(teacher_file, chains, 2, tmp_path / "t").log_probs(crop)
+
+    def refuse(_self, _index):
+        raise AssertionError("asked the teacher again")
+
+    monkeypatch.setattr(Teacher, "_answer", refuse)
+    assert np.array_equal(first, Teacher(teacher_file, chains, 2, tmp_path / "t").log_probs(crop))
+    with pytest.raises(AssertionError, match="asked the teacher again"):
+        Teacher(teacher_file, chains, 3, tmp_path / "t").log_probs(crop)
+
+
+def test_a_student_comes_nearer_to_its_teacher(config, teacher_file, tmp_path):
+    """Trained on the teacher's distributions alone, the cross-entropy to them falls."""
+    seen = []
+    train(
+        dataclasses.replace(
+            config,
+            teacher=teacher_file,
+            targets=str(tmp_path / "t"),
+            teacher_weight=1.0,
+            steps=100,
+            learning_rate=5e-3,
+            report_every=20,
+        ),
+        seen.append,
+    )
+    assert seen[-1].loss < 0.9 * seen[0].loss
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "huge"}, "there are: baseline"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"tokens": -4}, "tokens must be at least 1, not -4"),
+        ({"label_smoothing": 1.5}, "between 0 and 1, not 1.5"),
+        ({"teacher": "v_48_002"}, "needs `targets`"),
+        ({"weights": "tiny.pt"}, "written as .safetensors"),
+    ],
+)
+def test_bad_settings_are_refused(config, change, message):
+    """Each setting out of its range is named with what came."""
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(config, **change)
+
+
+def test_missing_and_foreign_data_files_are_refused(config, tmp_path):
+    """A file that is missing, no archive, or lacks an array is named."""
+    noise = tmp_path / "noise.npz"
+    noise.write_bytes(b"no archive")
+    partial = tmp_path / "partial.npz"
+    np.savez(partial, ca=np.zeros(3))
+    for path, message in [("gone.npz", "gone.npz"), (noise, "no readable"), (partial, "nco")]:
+        with pytest.raises(InputError, match=message):
+            train(dataclasses.replace(config, data=str(path)))
+
+
+def test_state_of_another_run_is_refused(config):
+    """Resuming with another seed names the setting that differs, and leaves the state alone."""
+    train(config)
+    before = Path(config.state).read_bytes()
+    with pytest.raises(InputError, match=r"another run \(seed differ"):
+        train(dataclasses.replace(config, seed=9))
+    assert Path(config.state).read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state at all"])
+def test_a_file_that_is_no_state_is_refused(config, content):
+    """A damaged state is named, not overwritten."""
+    Path(config.state).write_bytes(content)
+    with pytest.raises(InputError, match="not the state of a training run"):
+        train(config)
+    assert Path(config.state).read_bytes() == content
+
+
+def test_training_runs_on_every_device_here(config):
+    """A run on the accelerator, where there is one, starts at the same loss as on the CPU."""
+    if torch.cuda.is_available():
+        device = "cuda"
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    else:
+        pytest.skip("no accelerator on this machine")
+    losses = []
+    for name in ("cpu", device):
+        seen = []
+        state = f"{config.state}.{name}"
+        train(dataclasses.replace(config, device=name, state=state), seen.append)
+        losses.append(seen[0].loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -1,0 +1,412 @@
+"""Checkpoints: read back as written, refused when damaged, fetched whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_files import CONFIG, write_weights
+
+from mpnn import download, weights
+from mpnn.config import ARCHITECTURES, ModelConfig
+from mpnn.download import PublishedFile, fetch, git_blob_id
+from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
+from mpnn.weights import (
+    default_weights,
+    find_weights,
+    formula_weights,
+    load_checkpoint,
+    load_published,
+    load_weights,
+    locations,
+    save_checkpoint,
+)
+
+
+def published_content(config: ModelConfig = CONFIG) -> dict[str, Any]:
+    """What a published file holds."""
+    return {
+        "num_edges": config.k_neighbors,
+        "noise_level": 0.2,
+        "model_state_dict": formula_weights(config).state_dict(),
+    }
+
+
+def write_published(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def assert_same(a: ProteinMPNN, b: ProteinMPNN) -> None:
+    """Equal configuration, names and values."""
+    assert a.config == b.config
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the machine's cache, shipped checkpoints or MPNN_WEIGHTS."""
+    monkeypatch.setattr(download, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.delenv("MPNN_WEIGHTS", raising=False)
+
+
+@pytest.mark.parametrize("name", ["baseline", "extreme-v2"])
+def test_checkpoint_reads_back(tmp_path: Path, name: str) -> None:
+    """A checkpoint gives back configuration, weights and card; writing it again, the same bytes."""
+    model, path = formula_weights(ARCHITECTURES[name]), tmp_path / "made.safetensors"
+    card = {"licence": "MIT", "noise": 0.1, "Å": [1]}
+    save_checkpoint(path, model, card)
+    found, found_card = load_checkpoint(path)
+    assert_same(found, model)
+    assert found_card == card
+    before = path.read_bytes()
+    save_checkpoint(path, model, card)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["made.safetensors"]
+
+
+def test_half_precision_file_loads_as_float32(tmp_path: Path) -> None:
+    """Weights stored in half precision come back in float32 with their rounded values."""
+    model, path = formula_weights(CONFIG), tmp_path / "half.safetensors"
+    save_checkpoint(path, model, {}, torch.float16)
+    found = load_checkpoint(path)[0].state_dict()
+    for name, value in model.state_dict().items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], value.half().float())
+
+
+def test_published_file_loads(tmp_path: Path) -> None:
+    """Layers and width follow from the tensors, k from num_edges, and the card gives the noise."""
+    config = ModelConfig(2, 3, 32, 20)
+    path = write_published(tmp_path / "v.pt", published_content(config))
+    model, card = load_published(path)
+    assert_same(model, formula_weights(config))
+    assert card == {"noise_level": 0.2, "blob_id": git_blob_id(path), "published": None}
+    assert load_weights(path)[1]["name"] == "v"
+
+
+def test_blob_id_of_a_known_file(tmp_path: Path) -> None:
+    """`hello` and a line feed have the id that `git hash-object` prints."""
+    (tmp_path / "hello").write_bytes(b"hello\n")
+    assert git_blob_id(tmp_path / "hello") == "ce013625030ba8dba906f756967f9e9ca394464a"
+
+
+class Malicious:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    """A published-looking file with code inside is refused, and the code does not run."""
+    content = {**published_content(), "extra": Malicious(tmp_path / "ran")}
+    path = write_published(tmp_path / "evil.pt", content)
+    with pytest.raises(InputError, match="run code, which is refused"):
+        load_weights(path)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
+    with pytest.raises(InputError, match="run code, which is refused"):
+        load_weights(tmp_path / "plain.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def without(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["model_state_dict"].pop(name)
+
+
+def replaced(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["model_state_dict"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("W_out.bias"), "missing W_out.bias"),
+        (without("W_e.bias"), "not the tensors of a ProteinMPNN"),
+        (replaced("ligand.weight", torch.zeros(2)), "unexpected ligand.weight"),
+        (replaced(7, torch.zeros(2)), "unexpected 7"),
+        (replaced("encoder_layers.x.W1.bias", torch.zeros(2)), "missing encoder_layers.1"),
+        (replaced("W_out.bias", torch.zeros(20)), r"W_out.bias has shape \(20,\), not \(21,\)"),
+        (replaced("W_out.bias", [0.0] * 21), "W_out.bias is not a tensor"),
+        (replaced("W_out.bias", torch.zeros(21, dtype=torch.int64)), "not a tensor of real"),
+        (replaced("W_out.bias", torch.full((21,), torch.nan)), "W_out.bias holds NaN"),
+        (replaced("W_e.bias", torch.tensor(1.0)), "not the tensors of a ProteinMPNN"),
+        (replaced("W_e.bias", torch.zeros(0)), "not the tensors of a ProteinMPNN"),
+        (lambda content: content.update(num_edges="48"), "neighbours is '48'"),
+        (lambda content: content.update(num_edges=0), "neighbours is 0"),
+        (lambda content: content.pop("num_edges"), "neighbours is None"),
+        (lambda content: content.pop("model_state_dict"), "no model_state_dict"),
+    ],
+)
+def test_published_file_that_does_not_fit(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    """Missing, extra, misshapen and unreal tensors are refused by name."""
+    content = published_content()
+    damage(content)
+    with pytest.raises(InputError, match=message):
+        load_published(write_published(tmp_path / "v.pt", content))
+
+
+@pytest.mark.parametrize("content", [None, [], "text", {"a": 1}, torch.zeros(3)], ids=repr)
+def test_other_content_is_refused(tmp_path: Path, content: Any) -> None:
+    """A torch file that holds something else is refused."""
+    with pytest.raises(InputError, match="no model_state_dict"):
+        load_published(write_published(tmp_path / "v.pt", content))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 1, 7, 100, 0.5, 0.99])
+def test_truncated_file(tmp_path: Path, suffix: str, keep: float) -> None:
+    """A file cut short anywhere is refused by name, and the message says to get it again."""
+    path = write_weights(tmp_path)
+    if suffix == ".pt":
+        path = write_published(tmp_path / "v.pt", published_content())
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(InputError, match=f"{path.name}.*again"):
+        load_weights(path)
+
+
+@given(content=st.binary(min_size=1, max_size=300), suffix=st.sampled_from([".pt", ".safetensors"]))
+def test_any_bytes_are_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str
+) -> None:
+    """No file content leads to anything but a refusal."""
+    path = tmp_path_factory.mktemp("bytes") / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "no configuration inside"),
+        ({"mpnn": "{"}, "not a whole safetensors file"),
+        ({"mpnn": "[]"}, "no configuration inside"),
+        ({"mpnn": json.dumps({"card": {}})}, "neighbours is None"),
+        (
+            {"mpnn": json.dumps({"card": {}, "config": {"k_neighbors": 8, "hidden_dim": 64}})},
+            "configuration .* is not that of its tensors",
+        ),
+    ],
+)
+def test_foreign_safetensors(tmp_path: Path, metadata: dict[str, str] | None, message: str) -> None:
+    """Safetensors without our configuration, or with another one, are refused."""
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(formula_weights(CONFIG).state_dict(), path, metadata)
+    with pytest.raises(InputError, match=message):
+        load_weights(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    """A path that is not a file is refused with the names that exist."""
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(InputError, match="v_48_020"):
+            load_weights(path)
+        with pytest.raises(InputError, match="no such file"):
+            load_checkpoint(path)
+
+
+def test_checkpoint_ending(tmp_path: Path) -> None:
+    """A checkpoint is written under its own ending only."""
+    with pytest.raises(InputError, match=r"\.safetensors"):
+        save_checkpoint(tmp_path / "w.pt", formula_weights(CONFIG), {})
+
+
+def test_where_weights_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path comes first, then shipped names, then MPNN_WEIGHTS, then the cache."""
+    with pytest.raises(InputError, match="--weights"):
+        default_weights()
+    for name in ("minimal", "baseline"):
+        save_checkpoint(tmp_path / "shipped" / f"{name}.safetensors", formula_weights(CONFIG), {})
+        assert default_weights() == name
+        assert find_weights(name) == tmp_path / "shipped" / f"{name}.safetensors"
+    write_published(tmp_path / "v_48_020.pt", published_content())
+    monkeypatch.setenv("MPNN_WEIGHTS", str(tmp_path))
+    assert find_weights("v_48_020") == tmp_path / "v_48_020.pt"
+    where = locations()
+    assert where["minimal"] == "shipped"
+    assert where["v_48_020"] == str(tmp_path / "v_48_020.pt")
+    assert "to be fetched" in where["v_48_002"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_published(Path("minimal"), published_content())
+    assert find_weights("minimal") == Path("minimal")
+
+
+class Server(HTTPServer):
+    """Serves one content, badly if asked to."""
+
+    content = b""
+    ranges = True  # whether it honours a range
+    stop_after: int | None = None  # bytes after which the connection ends
+    status: int | None = None  # answers this instead
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str | None] = []
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the server is set to."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        """Sends the content, or the range asked for."""
+        server = self.server
+        asked = self.headers.get("Range")
+        server.asked.append(asked)
+        start = int(asked.split("=")[1].rstrip("-")) if asked and server.ranges else 0
+        if server.status is not None or (start and start >= len(server.content)):
+            self.send_error(server.status or 416)
+            return
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: server.stop_after])
+
+    def log_message(self, *_: object) -> None:
+        """Keeps quiet."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server of `v_48_020`, whose id is that of made-up content."""
+    with Server() as running:
+        running.content = os.urandom(200_000)
+        blob = b"blob %d\0" % len(running.content) + running.content
+        file = PublishedFile("folder/v.pt", hashlib.sha1(blob).hexdigest())
+        monkeypatch.setitem(download.PUBLISHED, "v_48_020", file)
+        thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_fetch(server: Server, tmp_path: Path) -> None:
+    """A fetched file is whole, verified, alone in the cache, and not fetched again."""
+    seen: list[tuple[int, int]] = []
+    path = fetch("v_48_020", server.address, lambda have, total: seen.append((have, total)))
+    assert path.read_bytes() == server.content
+    assert list((tmp_path / "cache").iterdir()) == [path]
+    assert seen[-1] == (200_000, 200_000)
+    assert fetch("v_48_020", server.address) == path
+    assert find_weights("v_48_020") == path
+    assert server.asked == [None]
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_fetch_goes_on(server: Server, tmp_path: Path, ranges: bool) -> None:
+    """A broken download is gone on with, or begun again where the server has no ranges."""
+    server.ranges, server.stop_after = ranges, 70_000
+    with pytest.raises(InputError, match="70000 of 200000 bytes; run it again"):
+        fetch("v_48_020", server.address)
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["v_48_020.pt.part"]
+    server.stop_after = None
+    assert fetch("v_48_020", server.address).read_bytes() == server.content
+    assert server.asked == [None, "bytes=70000-"]
+
+
+def test_fetch_with_nothing_left_to_send(server: Server, tmp_path: Path) -> None:
+    """A download that broke after its last byte is finished."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "v_48_020.pt.part").write_bytes(server.content)
+    assert fetch("v_48_020", server.address).read_bytes() == server.content
+
+
+def test_wrong_id_is_not_kept(server: Server, tmp_path: Path) -> None:
+    """Content with another id is refused, and the next download begins from nothing."""
+    right, server.content = server.content, b"something else"
+    with pytest.raises(InputError, match="instead of"):
+        fetch("v_48_020", server.address)
+    assert not (tmp_path / "cache" / "v_48_020.pt").exists()
+    server.content = right
+    assert fetch("v_48_020", server.address).read_bytes() == right
+    assert server.asked == [None, None]
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_server_error(server: Server, tmp_path: Path, status: int) -> None:
+    """A server's refusal is passed on with its number, and nothing gets the file's name."""
+    server.status = status
+    with pytest.raises(InputError, match=str(status)):
+        fetch("v_48_020", server.address)
+    assert not (tmp_path / "cache" / "v_48_020.pt").exists()
+
+
+def test_no_server() -> None:
+    """An address where nobody answers is named."""
+    with Server() as closed:
+        address = closed.address
+    with pytest.raises(InputError, match="the download failed"):
+        fetch("v_48_020", address)
+
+
+def test_damaged_cache_is_refused_and_can_be_replaced(server: Server) -> None:
+    """A cached file with another id is refused with the command that replaces it."""
+    path = fetch("v_48_020", server.address)
+    path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match="mpnn weights fetch v_48_020"):
+        find_weights("v_48_020")
+    assert fetch("v_48_020", server.address).read_bytes() == server.content
+
+
+def test_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    """A cache folder that cannot be made is an error that names it."""
+    (tmp_path / "cache").write_text("a file stands here")
+    with pytest.raises(InputError, match="cache"):
+        fetch("v_48_020", server.address)
+
+
+def test_unknown_published_name() -> None:
+    """Names that were never published are refused with those that were."""
+    with pytest.raises(InputError, match="soluble_v_48_030"):
+        fetch("v_48_040")
+
+
+def test_published_names() -> None:
+    """There are eight published files, in two folders, with ids of forty digits."""
+    assert len(download.PUBLISHED) == 8
+    assert download.PUBLISHED["soluble_v_48_002"].path == "soluble_model_weights/v_48_002.pt"
+    assert len({f.blob_id for f in download.PUBLISHED.values()}) == 8
+    assert all(len(f.blob_id) == 40 for f in download.PUBLISHED.values())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["v_48_002", "v_48_020"])
+def test_published_weights_load(weights_dir: Path, name: str) -> None:
+    """Published files load with the published size and the noise in their name."""
+    model, card = load_published(weights_dir / f"{name}.pt")
+    assert model.config == ModelConfig()
+    assert sum(p.numel() for p in model.parameters()) == 1_660_485
+    assert card["noise_level"] == pytest.approx(int(name[-3:]) / 100)

@@ -1,0 +1,306 @@
+"""The library's face: weights are loaded once, then design and score as often as asked.
+
+Shapes: N samples, L residues, V = 21 letters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mpnn.backbone import Backbone
+from mpnn.batch import Batch
+from mpnn.config import ALPHABET, NUM_LETTERS, ModelConfig
+from mpnn.decoding import (
+    Constraints,
+    FloatArray,
+    IntArray,
+    Key,
+    Samples,
+    decoding_order,
+    make_job,
+    negative_log_likelihood,
+    noise,
+    rank_of,
+)
+from mpnn.errors import InputError
+from mpnn.optimizations import Engine, load_engine
+from mpnn.results import Design, Designs, Mode, Score, Scores, Target
+from mpnn.rules import Rules, constraints
+from mpnn.weights import Card, default_weights, load_weights
+
+NATIVE = 0  # sample number that keys the order for given sequences; designs are numbered from 1
+COLDEST, HOTTEST = 1e-6, 100.0
+"""Temperatures taken. Below, float32 loses the noise; above, omitted letters might be drawn."""
+
+CONDITIONAL_ROWS = 8  # residues whose conditional passes run at once; bounds memory
+
+Progress = Callable[[float], None]
+"""Called with the share of the work just done; shares add up to 1."""
+
+
+def _no_progress(_: float) -> None:
+    """Tells nobody."""
+
+
+def load(name: str | Path | None = None, engine: str = "exact", device: str = "cpu") -> Model:
+    """Loads weights into an engine.
+
+    Args:
+        name: a shipped or published name or the path of a checkpoint; None takes a shipped one.
+        engine: a name in `mpnn.optimizations.ENGINES`.
+        device: cpu, mps or cuda.
+
+    Raises:
+        InputError: the weights cannot be found or used, or the engine or device is not there.
+    """
+    _check_device(device)
+    network, card = load_weights(default_weights() if name is None else name)
+    return Model(load_engine(engine, network, device), network.config, card)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A structure ready for work."""
+
+    target: Target
+    constraints: Constraints
+    S: IntArray  # [L] native letters
+    encoding: Any
+
+
+class Model:
+    """A network in an engine; `load` makes one.
+
+    Attributes:
+        name: what the weights are called.
+        card: what is known about them.
+        config: size of the network.
+        engine: how it is run.
+    """
+
+    def __init__(self, engine: Engine, config: ModelConfig, card: Card) -> None:
+        self.engine, self.config, self.card = engine, config, card
+        self.name = str(card["name"])
+
+    def design(
+        self,
+        backbone: Backbone,
+        num_seqs: int = 1,
+        temperature: float | Sequence[float] = 0.1,
+        seed: int | Sequence[int] = 0,
+        batch_size: int = 8,
+        progress: Progress = _no_progress,
+        **rules: Any,
+    ) -> Designs:
+        """Draws sequences for a structure.
+
+        Every draw depends on (seed, sample, residue) alone, so neither `batch_size` nor a split of
+        the work into several calls changes a design.
+
+        Args:
+            backbone: the structure.
+            num_seqs: samples for each seed and temperature, numbered from 1.
+            temperature: one or several.
+            seed: one or several.
+            batch_size: samples drawn side by side; bounds memory.
+            progress: called after each batch with its share of the work; shares add up to 1.
+            rules: fields of `mpnn.Rules`: chains, fixed, tied, omit, bias, …
+
+        Raises:
+            InputError: a value or rule cannot be used, or nothing is left to design.
+        """
+        keys = design_keys(num_seqs, temperature, seed)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+        task = self._task(backbone, Rules(**rules))
+        if not task.target.designed.any():
+            raise InputError(
+                f"{backbone.name}: nothing to design, all residues are fixed or lack atoms"
+            )
+        seeds = list(dict.fromkeys(key.seed for key in keys))
+        native = tuple(self._score(task, task.S, s, "ordered") for s in seeds)
+        designs: list[Design] = []
+        for start in range(0, len(keys), batch_size):
+            some = keys[start : start + batch_size]
+            job = make_job(task.S[None], [task.constraints], some)
+            designs += _as_designs(task, some, self.engine.sample(task.encoding, job))
+            progress(len(some) / len(keys))
+        return Designs(**vars(task.target), native=native, designs=tuple(designs))
+
+    def score(
+        self,
+        backbone: Backbone,
+        sequence: str | None = None,
+        seed: int = 0,
+        mode: Mode = "ordered",
+        **rules: Any,
+    ) -> Score:
+        """Scores one sequence on a structure.
+
+        Args:
+            backbone: the structure.
+            sequence: letters of all chains, or of the designed ones alone, in the order of results
+                ("/" may part chains); None takes the structure's own.
+            seed: keys the random order of decoding.
+            mode: "ordered" sees the letters before in the order, "conditional" all others (one pass
+                per residue), "unconditional" none.
+            rules: fields of `mpnn.Rules`; `chains` and `fixed` say which residues count.
+
+        Raises:
+            InputError: a value or rule cannot be used, or the sequence does not fit.
+        """
+        given = None if sequence is None else [sequence]
+        return self.score_many(backbone, given, seed, mode, **rules).scores[0]
+
+    def score_many(
+        self,
+        backbone: Backbone,
+        sequences: Sequence[str] | None = None,
+        seed: int | Sequence[int] = 0,
+        mode: Mode = "ordered",
+        progress: Progress = _no_progress,
+        **rules: Any,
+    ) -> Scores:
+        """Scores some sequences on one structure, which is encoded once; see `score`.
+
+        `progress` is called now and then with the share of the work just done.
+        """
+        if mode not in get_args(Mode):
+            raise InputError(f"mode {mode!r} is unknown; take {', '.join(get_args(Mode))}")
+        seeds = _seeds(seed)
+        task = self._task(backbone, Rules(**rules))
+        given = [task.S] if sequences is None else [_letters(task, text) for text in sequences]
+        parts = len(seeds) * len(given)
+
+        def step(share: float) -> None:
+            progress(share / parts)
+
+        scores = tuple(self._score(task, S, s, mode, step) for s in seeds for S in given)
+        return Scores(**vars(task.target), mode=mode, scores=scores)
+
+    def _task(self, backbone: Backbone, rules: Rules) -> _Task:
+        target, limits = constraints(backbone, rules)
+        batch = Batch.from_backbones([target.backbone], self.engine.device, self.engine.dtype)
+        return _Task(target, limits, batch.S[0].cpu().numpy(), self.engine.encode(batch))
+
+    def _score(
+        self, task: _Task, S: IntArray, seed: int, mode: Mode, progress: Progress = _no_progress
+    ) -> Score:
+        normal = noise(seed, NATIVE, len(S))[1]
+        if mode == "conditional":
+            log_probs = self._conditional(task, S, normal, progress)
+        else:
+            rank = np.zeros(len(S), np.int64)  # nothing is before anything
+            if mode == "ordered":
+                order = decoding_order(task.target.designed, normal)
+                rank = rank_of(order, task.constraints.tie_group)
+            log_probs = self.engine.log_probs(task.encoding, S[None, None], rank[None, None])[0, 0]
+            progress(1)
+        score = negative_log_likelihood(log_probs, S, task.target.designed)
+        everywhere = negative_log_likelihood(log_probs, S, task.target.backbone.mask)
+        overall = math.nan if mode == "conditional" else float(everywhere)
+        return Score(_text(S), seed, log_probs, float(score), overall)
+
+    def _conditional(
+        self, task: _Task, S: IntArray, normal: FloatArray, progress: Progress
+    ) -> NDArray[np.floating]:
+        """Row i [21] of the pass in which i comes last and sees every other letter, all i."""
+        result = np.zeros((len(S), NUM_LETTERS), np.float32)
+        designed = np.flatnonzero(task.target.designed)
+        for start in range(0, len(designed), CONDITIONAL_ROWS):
+            rows = designed[start : start + CONDITIONAL_ROWS]
+            last = rows[:, None] == np.arange(len(S))  # [N, L]
+            rank = np.stack([rank_of(decoding_order(row, normal)) for row in last])
+            letters = np.tile(S, (len(rows), 1))
+            log_probs = self.engine.log_probs(task.encoding, letters[None], rank[None])[0]
+            result[rows] = log_probs[np.arange(len(rows)), rows]
+            progress(len(rows) / len(designed))
+        return result
+
+
+def design_keys(
+    num_seqs: int, temperature: float | Sequence[float], seed: int | Sequence[int]
+) -> list[Key]:
+    """One key for each design: by seed, then temperature, then sample, numbered from 1.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    if num_seqs < 1:
+        raise InputError(f"num_seqs is {num_seqs}; it must be at least 1")
+    temperatures = np.atleast_1d(temperature).tolist()
+    if not temperatures:
+        raise InputError("no temperature is given; 0.1 is usual")
+    for t in temperatures:
+        if not COLDEST <= t <= HOTTEST:  # NaN is outside too
+            raise InputError(f"temperature {t}: it must lie between {COLDEST} and {HOTTEST:g}")
+    samples = range(1, num_seqs + 1)
+    return [Key(s, n, t) for s in _seeds(seed) for t in temperatures for n in samples]
+
+
+def _seeds(seed: int | Sequence[int]) -> list[int]:
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
+    if not seeds or not all(0 <= s < 2**63 for s in seeds):
+        raise InputError(f"seed {seed}: one or more whole numbers from 0 to 2**63 - 1 are needed")
+    return seeds
+
+
+def _check_device(name: str) -> None:
+    try:
+        found = torch.empty(1, device=name).device.type
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used ({reason}); take cpu") from error
+    if found not in ("cpu", "mps", "cuda"):
+        raise InputError(f"device {name!r} cannot compute; take cpu, mps or cuda")
+
+
+def _as_designs(task: _Task, keys: Sequence[Key], samples: Samples) -> list[Design]:
+    S, target = samples.S[0], task.target
+    score = negative_log_likelihood(samples.log_probs[0], S, target.designed)
+    everywhere = negative_log_likelihood(samples.log_probs[0], S, target.backbone.mask)
+    recovery = (S == task.S)[:, target.designed].mean(1)
+    return [
+        Design(
+            sequence=_text(S[n]),
+            seed=key.seed,
+            sample=key.sample,
+            temperature=key.temperature,
+            score=float(score[n]),
+            global_score=float(everywhere[n]),
+            recovery=float(recovery[n]),
+        )
+        for n, key in enumerate(keys)
+    ]
+
+
+def _text(S: IntArray) -> str:
+    return "".join(ALPHABET[letter] for letter in S)
+
+
+def _letters(task: _Task, sequence: str) -> IntArray:
+    """A user's sequence as L letters; chains that it leaves out keep the structure's own."""
+    target, parts = task.target, sequence.upper().split("/")
+    name, native = target.backbone.name, target.by_chain(target.backbone.sequence)
+    sizes = [len(native[chain]) for chain in native]
+    designed = sizes[: len(target.designed_chains)]
+    text = "".join(parts)
+    if unknown := sorted(set(sequence) - set(f"{ALPHABET}{ALPHABET.lower()}/")):
+        raise InputError(f"{name}: letters {', '.join(unknown)} in a sequence; use {ALPHABET}")
+    fits = [s for s in (sizes, designed) if [sum(s)] == [len(text)]]
+    if not fits or (len(parts) > 1 and [len(part) for part in parts] not in fits):
+        raise InputError(
+            f"{name}: a sequence has {'/'.join(str(len(part)) for part in parts)} residues; the "
+            f"designed chains {', '.join(target.designed_chains)} have "
+            f"{'/'.join(map(str, designed))}, all chains {'/'.join(map(str, sizes))}"
+        )
+    rest = target.backbone.sequence[len(text) :]
+    return np.array([ALPHABET.index(letter) for letter in text + rest], np.int64)

@@ -1,0 +1,75 @@
+"""A teacher's distributions as soft targets, each computed once and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpnn.batch import Batch
+from mpnn.config import NUM_LETTERS
+from mpnn.datasets import ChainSet
+from mpnn.optimizations import load_engine
+from mpnn.training_data import Crop, fixed_rank
+from mpnn.weights import find_weights, load_weights
+
+
+class Teacher:
+    """A network whose distributions are the target of another.
+
+    The answers for a chain are those in its fixed orders, for its whole length and without noise.
+    The file's name carries a digest of teacher, chains and number of orders.
+    """
+
+    def __init__(
+        self, weights: str, chains: ChainSet, orders: int, folder: str | Path, device: str = "cpu"
+    ) -> None:
+        """Loads the weights (a name or a path); opens or makes their file of answers in `folder`.
+
+        Raises:
+            InputError: there are no such weights.
+        """
+        path = find_weights(weights)
+        model, _ = load_weights(path)
+        self.engine = load_engine("exact", model, device)
+        self.chains = chains
+        self.orders = orders
+        digest = hashlib.sha256(path.read_bytes())
+        digest.update(np.ascontiguousarray(chains.offsets).tobytes())
+        digest.update(str(orders).encode())
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        stem = Path(folder) / f"targets-{digest.hexdigest()[:12]}"
+        shape = (orders, int(chains.offsets[-1]), NUM_LETTERS)
+        self.kept = _open_kept(stem.with_suffix(".npy"), shape)
+
+    def log_probs(self, crop: Crop) -> NDArray[np.float16]:
+        """Log-probabilities [L, 21] for a crop that was drawn with a fixed order."""
+        start = int(self.chains.offsets[crop.chain])
+        answer: NDArray[np.float16] = self.kept[crop.order, start + crop.rows]
+        if answer.any(-1).all():
+            return answer
+        whole = self._answer(crop.chain).astype(np.float16)
+        self.kept[:, start : start + whole.shape[1]] = whole
+        asked: NDArray[np.float16] = whole[crop.order, crop.rows]
+        return asked
+
+    def _answer(self, index: int) -> NDArray[np.floating]:
+        """Log-probabilities [orders, L, 21] for the complete residues of a chain."""
+        backbone = self.chains[index]
+        batch = Batch.from_backbones([backbone], self.engine.device, self.engine.dtype)
+        rank = np.full((1, self.orders, len(backbone)), len(backbone), np.int64)
+        for order in range(self.orders):
+            rank[0, order, backbone.mask] = fixed_rank(int(backbone.mask.sum()), index, order)
+        S = np.broadcast_to(batch.S[:, None].cpu().numpy(), rank.shape)
+        answers = self.engine.log_probs(self.engine.encode(batch), S, rank)[0]
+        complete: NDArray[np.floating] = answers[:, backbone.mask]
+        return complete
+
+
+def _open_kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    """A float16 array that lives in a file; zeros, which no log-probabilities are, at first."""
+    mode = "r+" if path.exists() else "w+"
+    array: NDArray[np.float16] = np.lib.format.open_memmap(path, mode, np.float16, shape)
+    return array

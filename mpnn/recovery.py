@@ -1,0 +1,219 @@
+"""How good a network is at designing: recovery, perplexity, agreement, divergence, intervals.
+
+Measures of one protein are pure functions on arrays; a set of proteins is summarised as the mean
+over proteins with a bootstrap interval over proteins, two networks on the same proteins and noise
+by the interval of the paired difference. Shapes: P proteins, N samples, L residues, V = 21 letters.
+`counted` [L] marks the residues that count: complete ones of known letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpnn.backbone import Backbone
+from mpnn.batch import Batch
+from mpnn.config import ALPHABET, UNKNOWN
+from mpnn.decoding import Constraints, IntArray, Key, make_job
+from mpnn.errors import InputError
+from mpnn.optimizations import Engine
+
+LogProbs = NDArray[np.floating]  # [N, L, 21]
+Mask = NDArray[np.bool_]  # [L]
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+def recovery(S: IntArray, native: IntArray, counted: Mask) -> float:
+    """Share of counted residues with the native letter, mean over samples: [N, L], [L], [L]."""
+    return float((native == S)[..., counted].mean())
+
+
+def negative_log_likelihood(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
+    """Mean −log p of the native letters in nats; its exponential is the perplexity."""
+    return -float(_at_native(log_probs, native)[..., counted].mean(dtype=np.float64))
+
+
+def top1(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
+    """Share of counted residues whose likeliest letter is the native one."""
+    return float((log_probs.argmax(-1) == native)[..., counted].mean())
+
+
+def expected_recovery(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
+    """Mean probability of the native letter: recovery at T = 1 without the noise of sampling."""
+    return float(np.exp(_at_native(log_probs, native))[..., counted].mean(dtype=np.float64))
+
+
+def agreement(log_probs: LogProbs, reference: LogProbs, counted: Mask) -> float:
+    """Share of counted residues for which both networks find the same letter likeliest."""
+    return float((log_probs.argmax(-1) == reference.argmax(-1))[..., counted].mean())
+
+
+def kl_divergence(log_probs: LogProbs, reference: LogProbs, counted: Mask) -> float:
+    """Mean over counted residues of Σ p_reference · (log p_reference − log p), in nats."""
+    p = reference.astype(np.float64)
+    return float((np.exp(p) * (p - log_probs)).sum(-1)[..., counted].mean())
+
+
+def _at_native(log_probs: LogProbs, native: IntArray) -> LogProbs:
+    index = np.broadcast_to(native[:, None], (*log_probs.shape[:-1], 1))
+    return np.take_along_axis(log_probs, index, -1)[..., 0]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over proteins and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(values: ArrayLike, seed: int = 0) -> Interval:
+    """Mean of `values` [P] and its 95 % percentile interval over resampled proteins.
+
+    The same values and seed give the same interval. For two networks on the same proteins give the
+    differences: that is the paired interval.
+
+    Raises:
+        ValueError: fewer than two values, or one that is not finite.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
+        raise ValueError("an interval needs at least two finite values, one for each protein")
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    means = x[rng.integers(len(x), size=(RESAMPLES, len(x)))].mean(1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail]).tolist()
+    return Interval(float(x.mean()), low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one network made of one protein."""
+
+    name: str
+    native: IntArray  # [L]
+    counted: Mask  # [L]
+    S: IntArray  # [N, L] sampled letters
+    log_probs: LogProbs  # [N, L, 21] teacher-forced on the native letters, in each sample's order
+
+    @property
+    def recovery(self) -> float:
+        """See `recovery`."""
+        return recovery(self.S, self.native, self.counted)
+
+    @property
+    def expected_recovery(self) -> float:
+        """See `expected_recovery`."""
+        return expected_recovery(self.log_probs, self.native, self.counted)
+
+    @property
+    def top1(self) -> float:
+        """See `top1`."""
+        return top1(self.log_probs, self.native, self.counted)
+
+    @property
+    def nll(self) -> float:
+        """See `negative_log_likelihood`."""
+        return negative_log_likelihood(self.log_probs, self.native, self.counted)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The measures of one network on P proteins: means over proteins with intervals."""
+
+    proteins: int
+    recovery: Interval
+    expected_recovery: Interval
+    top1: Interval
+    nll: Interval  # nats; exp of it is the perplexity
+    perplexity: float  # exp of the mean over all residues of −log p
+
+
+def measure(
+    engine: Engine,
+    backbones: Sequence[Backbone],
+    num_samples: int = 4,
+    temperature: float = 0.1,
+    seed: int = 0,
+) -> list[Outcome]:
+    """Samples and scores every backbone: free design, random orders, one backbone at a time.
+
+    The noise is keyed by (seed, sample, residue), so two engines or two networks measured with the
+    same seed are compared under the same noise and orders.
+
+    Raises:
+        InputError: a backbone has no complete residue of known letter.
+    """
+    keys = [Key(seed, sample, temperature) for sample in range(num_samples)]
+    return [_outcome(engine, backbone, keys) for backbone in backbones]
+
+
+def _outcome(engine: Engine, backbone: Backbone, keys: list[Key]) -> Outcome:
+    native = np.array([ALPHABET.index(letter) for letter in backbone.sequence])
+    counted = backbone.mask & (native != UNKNOWN)
+    if not counted.any():
+        raise InputError(
+            f"{backbone.name}: no residue has all four atoms and a known letter; leave it out"
+        )
+    encoding = engine.encode(Batch.from_backbones([backbone], engine.device, engine.dtype))
+    job = make_job(native[None], [Constraints.free(backbone.mask)], keys)
+    letters = np.tile(native, (1, len(keys), 1))
+    log_probs = engine.log_probs(encoding, letters, job.rank)[0]
+    return Outcome(backbone.name, native, counted, engine.sample(encoding, job).S[0], log_probs)
+
+
+def summarize(outcomes: Sequence[Outcome]) -> Summary:
+    """Means over proteins with intervals; see `Summary`."""
+    nll = [o.nll for o in outcomes]
+    counts = [int(o.counted.sum()) for o in outcomes]
+    return Summary(
+        proteins=len(outcomes),
+        recovery=bootstrap_interval([o.recovery for o in outcomes]),
+        expected_recovery=bootstrap_interval([o.expected_recovery for o in outcomes]),
+        top1=bootstrap_interval([o.top1 for o in outcomes]),
+        nll=bootstrap_interval(nll),
+        perplexity=float(np.exp(np.average(nll, weights=counts))),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A subject against a reference on the same proteins: paired differences, subject − reference.
+
+    `agreement` and `kl` are teacher-forced on the native letters under the same orders.
+    """
+
+    recovery: Interval
+    expected_recovery: Interval
+    nll: Interval  # nats
+    agreement: Interval  # share of residues with the same likeliest letter
+    kl: Interval  # nats, of the subject from the reference
+
+
+def compare(subject: Sequence[Outcome], reference: Sequence[Outcome]) -> Comparison:
+    """Pairs the outcomes protein by protein.
+
+    Raises:
+        ValueError: the two do not hold the same proteins in the same order.
+    """
+    if [o.name for o in subject] != [o.name for o in reference]:
+        raise ValueError("subject and reference must be measured on the same proteins, in order")
+    pairs = list(zip(subject, reference, strict=True))
+    return Comparison(
+        recovery=bootstrap_interval([s.recovery - r.recovery for s, r in pairs]),
+        expected_recovery=bootstrap_interval(
+            [s.expected_recovery - r.expected_recovery for s, r in pairs]
+        ),
+        nll=bootstrap_interval([s.nll - r.nll for s, r in pairs]),
+        agreement=bootstrap_interval(
+            [agreement(s.log_probs, r.log_probs, s.counted) for s, r in pairs]
+        ),
+        kl=bootstrap_interval(
+            [kl_divergence(s.log_probs, r.log_probs, s.counted) for s, r in pairs]
+        ),
+    )

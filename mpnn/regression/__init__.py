@@ -1,0 +1,1 @@
+"""Speed and accuracy as claims: timed in pairs, judged, stored and reported."""

@@ -1,0 +1,190 @@
+"""A working tree against a commit: both built apart, timed in alternating fresh processes.
+
+This gates a pull request where no baseline of the machine exists. A pair is one process of each;
+which goes first is drawn. The figure is the median over pairs of ln(head/base) for every claim,
+with a bootstrap interval over the pairs of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import tomllib
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mpnn.errors import InputError
+from mpnn.regression.process import PINNED
+from mpnn.regression.table import markdown
+from mpnn.regression.timing import Verdict, median, subject_first
+
+PAIRS = 10
+MARGIN = 0.05
+CONFIDENCE = 0.99
+RESAMPLES = 4000
+WORKER = Path(__file__).with_name("against_worker.py")
+
+Seconds = Mapping[str, float]
+"""Seconds per unit of each claim, in one process."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One state of the project: its source tree and the Python that has its dependencies."""
+
+    root: Path
+    python: Path
+
+    def time(self, word: str) -> Seconds:
+        """Times the claims whose id contains `word` in a fresh process.
+
+        Raises:
+            InputError: that process failed, or measured another tree.
+        """
+        done = subprocess.run(
+            [str(self.python), "-P", str(WORKER), word],
+            cwd=self.root,
+            env={**os.environ, **PINNED, "PYTHONPATH": str(self.root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise InputError(f"the claims of {self.root.name} cannot be timed:\n{done.stderr}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        if Path(answer["package"]) != self.root.resolve():
+            raise InputError(f"timed {answer['package']} instead of {self.root}")
+        seconds: Seconds = answer["seconds"]
+        return seconds
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One claim in both trees: median of ln(head/base) and its interval over processes."""
+
+    name: str
+    log_ratio: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Regressed or improved beyond the margin, inside it, or not to be told."""
+        limit = math.log1p(MARGIN)
+        if self.low > limit:
+            return Verdict.REGRESSED
+        if self.high < -limit:
+            return Verdict.IMPROVED
+        return Verdict.HOLDS if -limit < self.low and self.high < limit else Verdict.UNDECIDED
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of the table: change of time in per cent."""
+        at, low, high = (100 * math.expm1(v) for v in (self.log_ratio, self.low, self.high))
+        return f"`{self.name}`", f"{at:+.1f} % [{low:+.1f}, {high:+.1f}]", str(self.verdict)
+
+
+def check_out(root: Path, revision: str, target: Path) -> Path:
+    """Unpacks a commit of the repository at `root` into `target`.
+
+    Raises:
+        InputError: there is no such commit.
+    """
+    target.mkdir(parents=True)
+    archive = target.with_suffix(".tar")
+    command = ["git", "-C", str(root), "archive", f"--output={archive}", revision]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"cannot check out {revision!r}: {done.stderr.strip()}")
+    subprocess.run(["tar", "-xf", str(archive), "-C", str(target)], check=True)
+    return target
+
+
+def python_for(tree: Path, head: Path) -> Path:
+    """A Python with the tree's dependencies: this one, or a new one where the two trees differ."""
+    if _dependencies(tree) == _dependencies(head):
+        return Path(sys.executable)
+    environment = tree.with_name(tree.name + "-venv")
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    subprocess.run([str(python), "-m", "pip", "install", "-q", f"{tree}[bench]"], check=True)
+    return python
+
+
+def alternate(
+    base: Callable[[], Seconds], head: Callable[[], Seconds], pairs: int, seed: int = 0
+) -> tuple[list[Seconds], list[Seconds]]:
+    """Runs both `pairs` times, side by side, the first of each pair by lot."""
+    times: tuple[list[Seconds], list[Seconds]] = [], []
+    for head_first in islice(subject_first(seed), pairs):
+        for which in (1, 0) if head_first else (0, 1):
+            times[which].append((base, head)[which]())
+    return times
+
+
+def differences(base: Sequence[Seconds], head: Sequence[Seconds]) -> list[Difference]:
+    """Every claim that both trees have."""
+    names = [name for name in head[0] if name in base[0]]
+    return [_difference(name, base, head) for name in names]
+
+
+def problems(base: Seconds, head: Seconds, found: Sequence[Difference]) -> list[str]:
+    """Why the head may not go in; empty if it may."""
+    said = [f"{name}: is a claim of the base and gone in the head" for name in base.keys() - head]
+    said += [
+        f"{d.name}: regressed by {math.expm1(d.log_ratio):.1%}"
+        for d in found
+        if d.verdict is Verdict.REGRESSED
+    ]
+    undecided = sum(d.verdict is Verdict.UNDECIDED for d in found)
+    if not found:
+        said.append("nothing was compared: the two have no claim in common")
+    elif undecided > max(1, len(found) / 5):
+        said.append(f"{undecided} of {len(found)} claims are undecided: too noisy to judge")
+    return said
+
+
+def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tuple[str, list[str]]:
+    """Compares the working tree at `root` with a commit.
+
+    Args:
+        root: the repository.
+        revision: the commit, in git's words.
+        word: only claims whose id contains it.
+        pairs: processes of each.
+
+    Returns:
+        A Markdown table, and the reasons why the head may not go in.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tree = check_out(root, revision, Path(folder) / "base")
+        base = Tree(tree, python_for(tree, root))
+        head = Tree(root, Path(sys.executable))
+        times = alternate(lambda: base.time(word), lambda: head.time(word), pairs)
+    found = differences(*times)
+    table = markdown(("claim", f"change of time against {revision}", "verdict"), [
+        difference.cells() for difference in found
+    ])  # fmt: skip
+    return table, problems(times[0][0], times[1][0], found)
+
+
+def _difference(name: str, base: Sequence[Seconds], head: Sequence[Seconds]) -> Difference:
+    ratios = [math.log(h[name] / b[name]) for b, h in zip(base, head, strict=True)]
+    lot = random.Random(0)
+    medians = sorted(median(lot.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
+    tail = round((1 - CONFIDENCE) / 2 * RESAMPLES)
+    return Difference(name, median(ratios), medians[tail], medians[-1 - tail])
+
+
+def _dependencies(tree: Path) -> object:
+    path = tree / "pyproject.toml"
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    return project.get("dependencies"), project.get("optional-dependencies", {}).get("bench")

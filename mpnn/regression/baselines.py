@@ -1,0 +1,172 @@
+"""Stored runs: plain pytest-benchmark JSON in `baselines/<hardware>/NNNN_<commit>.json`.
+
+A run is written whole or not at all, and only by a recording; reading is strict, because a run
+that is passed over silently is a gate that stands open.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpnn.errors import InputError
+from mpnn.regression.timing import median
+
+Row = Mapping[str, Any]
+"""`extra_info` of one stored benchmark: `log_ratio`, its interval, accuracy and what was timed."""
+
+NUMBERED = re.compile(r"(\d{4})_.+\.json")
+REQUIRED = {"log_ratio", "log_ratio_low", "log_ratio_high", "margin"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recording: its rows by test id, where it was made and from which commit."""
+
+    path: Path
+    hardware: str
+    commit: str
+    datetime: str
+    rows: Mapping[str, Row]
+    versions: Mapping[str, str]
+    threads: int
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The numbered runs of one machine, oldest first."""
+    return sorted(p for p in folder.glob("*.json") if NUMBERED.fullmatch(p.name))
+
+
+def load(path: Path) -> Run:
+    """Reads one run.
+
+    Raises:
+        InputError: the file is no pytest-benchmark JSON of this suite, or lies in the folder of
+            another machine.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        machine, benchmarks = data["machine_info"], data["benchmarks"]
+        rows = {row["fullname"]: row["extra_info"] for row in benchmarks}
+        run = Run(
+            path,
+            machine["hardware"],
+            data["commit_info"]["id"],
+            data["datetime"],
+            rows,
+            data["versions"],
+            machine["threads"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a run of this suite ({error!r}); restore it from version control or "
+            f"record anew with `tox -e record`"
+        ) from error
+    for name, row in rows.items():
+        _check_row(path, name, row)
+    if len(rows) != len(benchmarks):
+        raise InputError(f"{path} holds a row twice; record anew with `tox -e record`")
+    if path.parent.name != run.hardware:
+        raise InputError(
+            f"{path} was recorded on {run.hardware}, not on {path.parent.name}; ratios hold for "
+            f"one class of machines: move it back or record here with `tox -e record`"
+        )
+    return run
+
+
+def history(folder: Path) -> list[Run]:
+    """Every run of one machine, oldest first."""
+    return [load(path) for path in run_files(folder)]
+
+
+def machines(root: Path) -> list[Path]:
+    """Folders below `root` that hold at least one run."""
+    return sorted(folder for folder in root.glob("*/") if run_files(folder))
+
+
+def portable_rows(root: Path) -> dict[str, float]:
+    """Log-ratio of each row, the median over the latest runs of every machine."""
+    found: dict[str, list[float]] = {}
+    for folder in machines(root):
+        for name, row in load(run_files(folder)[-1]).rows.items():
+            found.setdefault(name, []).append(row["log_ratio"])
+    return {name: median(ratios) for name, ratios in found.items()}
+
+
+def refusals(rows: Mapping[str, Row], expected: Iterable[str]) -> list[str]:
+    """Why these rows must not become a baseline; empty if they may."""
+    reasons = [f"{name}: nothing was measured" for name in sorted(set(expected) - set(rows))]
+    for name, row in rows.items():
+        width = math.expm1(row["log_ratio_high"] - row["log_ratio_low"])
+        if width > row["margin"]:
+            reasons.append(
+                f"{name}: interval of {width:.1%} is wider than the margin of "
+                f"{row['margin']:.0%}: this machine is too noisy just now"
+            )
+        if not row["accuracy"]["passed"]:
+            reasons.append(f"{name}: accuracy failed, {row['accuracy']['text']}")
+    return reasons
+
+
+def write(folder: Path, data: Mapping[str, Any]) -> Path:
+    """Adds a run to a machine's folder, whole or not at all; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = run_files(folder)
+    number = int(files[-1].name[:4]) + 1 if files else 1
+    path = folder / f"{number:04}_{data['commit_info']['id'][:8]}.json"
+    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".recording-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        whole = Path(temporary)
+        whole.chmod(0o644)
+        whole.replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def uncommitted(root: Path) -> list[str]:
+    """Paths that git reports as changed or untracked below `root`.
+
+    Raises:
+        InputError: `root` is under no version control, so no commit describes it.
+    """
+    command = ["git", "-C", str(root), "status", "--porcelain"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(
+            f"{root} is not a git working tree ({done.stderr.strip()}); a baseline must name the "
+            f"commit that it measures: record from a clone"
+        )
+    return [line[3:] for line in done.stdout.splitlines()]
+
+
+def commit_info(root: Path) -> dict[str, object]:
+    """Commit below `root` in pytest-benchmark's words; `unversioned` where there is none."""
+    command = ["git", "-C", str(root), "log", "-1", "--format=%H %cI"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"id": "unversioned", "time": None, "dirty": True}
+    commit, when = done.stdout.split()
+    return {"id": commit, "time": when, "dirty": bool(uncommitted(root))}
+
+
+def _check_row(path: Path, name: str, row: Row) -> None:
+    missing = REQUIRED - row.keys()
+    if missing:
+        raise InputError(f"{path}: row {name} lacks {', '.join(sorted(missing))}; record anew")
+    if not all(math.isfinite(row[key]) for key in REQUIRED):
+        raise InputError(f"{path}: row {name} holds a number that is not finite; record anew")

@@ -1,0 +1,212 @@
+"""Every claim that this project puts to the test, as one table.
+
+To add a claim, add a row; its test is there already. Published figures come from two documents of
+2026-02-04, `FINAL_RESULTS_WITH_ACCURACY` (F) and `EXPERT_OPTIMIZATIONS_RESULTS` (E): Apple M3 Pro,
+PyTorch 2.10 on MPS, 5L33 (106 residues), teacher-forced pass, random weights.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from mpnn.optimizations import ENGINES
+from mpnn.regression.timing import Rule
+from mpnn.variants import VARIANTS
+
+STANDARD = Rule()
+
+
+class Compare(StrEnum):
+    """How the outputs of subject and reference are held against each other."""
+
+    EQUAL = "equal"  # same sequences, log-probabilities equal up to rounding
+    RECOVERY = "recovery"  # another network: its own checkpoint, judged by recovery
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure that somebody printed.
+
+    Attributes:
+        speed: in the source's words.
+        speedup: the ratio in it, if there is one.
+        recovery: in the source's words.
+        source: F or E, or the table of this project that sets the target.
+    """
+
+    speed: str
+    speedup: float | None = None
+    recovery: str = "not measured"
+    source: str = "F"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row: the subject is so many times as fast as the reference at a stated accuracy.
+
+    Attributes:
+        id: also the id of the test and of the stored row.
+        what: one line for people.
+        subject: a name in `VARIANTS`; '' where its code does not exist.
+        workload: a name in `mpnn.regression.workloads.WORKLOADS`.
+        published: the figure that is put to the test.
+        reference: a name in `VARIANTS`.
+        compare: what accuracy means for this row.
+        rule: pairs, looks and margin of the gate.
+        platform: "any", or the one that its figure is about.
+        slow: minutes; measured by recordings and on request.
+        missing: why it cannot be measured anywhere yet.
+    """
+
+    id: str
+    what: str
+    subject: str
+    workload: str
+    published: Published | None = None
+    reference: str = "baseline"
+    compare: Compare = Compare.EQUAL
+    rule: Rule = STANDARD
+    platform: str = "any"
+    slow: bool = False
+    missing: str = ""
+
+
+RECOVERY = Compare.RECOVERY
+EIGHT = Rule(pairs=16)
+"""For eight proteins a call, half a second a leg."""
+
+SECONDS = Rule(margin=0.10, pairs=10, looks=3)
+"""For legs of seconds: the bounds are the extremes of ten pairs, at first."""
+
+HALF_MINUTE = Rule(margin=0.25, pairs=7, looks=1, alpha_fail=1 / 128, alpha_pass=1 / 128)
+"""For legs of half a minute: seven pairs bound the median by their extremes, at 1/128 each."""
+
+_APPLE = "Apple Silicon"
+_NOT_BUILT = "engine not built yet"
+
+CLAIMS: tuple[Claim, ...] = (
+    # The published architectures and batches, run in the published way.
+    Claim("baseline", "3+3 layers, C=128, k=48, one protein", "baseline", "score-1x106",
+          Published("14.69 ms (15.35 ± 0.31 ms)", 1.0, "6.2 %", "F, E")),
+    Claim("fast", "baseline with k=16", "fast", "score-1x106", Published("8.82 ms", 1.67, "0.9 %"),
+          compare=RECOVERY),
+    Claim("minimal", "2+2 layers, C=64, k=48", "minimal", "score-1x106",
+          Published("7.99 ms", 1.84, "6.6 %"), compare=RECOVERY),
+    Claim("minimal-fast", "2+2 layers, C=64, k=16", "minimal-fast", "score-1x106",
+          Published("6.88 ms", 2.14, "5.9 %"), compare=RECOVERY),
+    Claim("extreme-v2", "2+2 layers, C=64, k=12, batch 8", "extreme-v2", "score-8x106",
+          Published("1.91 ms a protein", 8.18, "2.7 %", "F, E"), compare=RECOVERY, rule=EIGHT),
+    Claim("pruning", "3+3/128 to 2+2/64", "minimal", "score-1x106", Published("", 1.93, "no loss"),
+          compare=RECOVERY),
+    Claim("neighbours-12", "k 48 to 12", "baseline-k12", "score-1x106", Published("", 1.83),
+          compare=RECOVERY),
+    Claim("neighbours-16", "k 48 to 16", "fast", "score-1x106",
+          Published("", 1.67, "5.3 points lost"), compare=RECOVERY),
+    Claim("neighbours-30", "k 48 to 30", "baseline-k30", "score-1x106",
+          Published("", 1.3, "low loss"), compare=RECOVERY),
+    Claim("batching", "eight proteins of different lengths, one by one to one batch",
+          "baseline-batch-8", "score-8x106", Published("", 3.0, "no loss"), rule=EIGHT),
+    Claim("pruning+batching", "2+2/64, batch 8", "minimal-batch-8", "score-8x106",
+          Published("", 5.79, "no loss"), compare=RECOVERY, rule=EIGHT),
+    Claim("pruning+k30+batching", "2+2/64, k=30, batch 8", "minimal-k30-batch-8", "score-8x106",
+          Published("", 7.5, "minimal loss"), compare=RECOVERY, rule=EIGHT),
+    Claim("target", "more than 1.5 times the baseline, and 10,000 residues a second", "extreme-v2",
+          "score-8x106", Published("> 10,000 residues/s", 1.5, "met by extreme-v2", "E"),
+          compare=RECOVERY, rule=EIGHT),
+    # The exact rewrites against the reference's way of working: whole jobs.
+    Claim("exact-1x106", "one sequence, L=106", "exact", "sample-1x106",
+          Published("target", 10, "the same sequences", "design"), rule=SECONDS),
+    Claim("exact-8x106", "eight sequences, L=106", "exact", "sample-8x106",
+          Published("target", 25, "the same sequences", "design"), rule=SECONDS),
+    Claim("exact-redesign-416", "one sequence, 10 % of L=416 redesigned", "exact", "redesign-416",
+          Published("target", 100, "the same sequences", "design"), rule=SECONDS),
+    Claim("exact-score-955", "teacher-forced score, L=955 in three chains", "exact", "score-955",
+          Published("target", 6, "the same scores", "design"), rule=SECONDS),
+    Claim("exact-1x955", "one sequence, L=955 in three chains", "exact", "sample-1x955",
+          Published("target", 20, "the same sequences", "design"), rule=HALF_MINUTE, slow=True),
+    Claim("exact-8x955", "eight sequences, L=955 in three chains", "exact", "sample-8x955",
+          Published("target", 60, "the same sequences", "design"), rule=HALF_MINUTE, slow=True),
+    # Ways to run that were published but whose code, or machine, is not here.
+    Claim("mlx-fusion", "gather, features, messages, sum, update as one MLX kernel", "",
+          "score-1x106", Published("0.64 ± 0.16 to 0.59 ± 0.23 ms", 1.08), platform=_APPLE,
+          missing=_NOT_BUILT),
+    Claim("metal-fusion", "the same as a hand-written Metal kernel", "", "score-1x106",
+          Published("not built, 1.2–1.5× expected", None, "–", "E"), platform=_APPLE,
+          missing=_NOT_BUILT),
+    Claim("ane-64", "Core ML bucket of 64 residues", "", "score-1x106",
+          Published("1.16 to 0.33 ms", 3.52), platform=_APPLE, missing=_NOT_BUILT),
+    Claim("ane-128", "Core ML bucket of 128 residues", "", "score-1x106",
+          Published("1.08 to 0.58 ms", 1.86), platform=_APPLE, missing=_NOT_BUILT),
+    Claim("ane-256", "Core ML bucket of 256 residues", "", "score-1x106",
+          Published("0.83 to 0.29 ms", 2.87), platform=_APPLE, missing=_NOT_BUILT),
+    Claim("ane-512", "Core ML bucket of 512 residues", "", "score-955",
+          Published("2.75× on average of the buckets"), platform=_APPLE, missing=_NOT_BUILT),
+    Claim("ane+extreme-v2", "Core ML buckets with 2+2/64, k=12", "", "score-8x106",
+          Published("16–20× expected", None, "–"), compare=RECOVERY, platform=_APPLE,
+          missing=_NOT_BUILT),
+    Claim("cpu-knn-step", "neighbours by ball_tree on the CPU: the step alone", "", "score-1x106",
+          Published("5.19 ± 16.35 to 3.97 ± 11.84 ms", 1.31, "no loss", "F, E"),
+          missing="module not built yet"),
+    Claim("cpu-knn", "neighbours by ball_tree, whole model", "", "score-1x106",
+          Published("estimated, never integrated", 1.09, "no loss", "F, E"), missing=_NOT_BUILT),
+    Claim("mixed-precision", "Linear weights fp16, biases and activations fp32", "", "score-1x106",
+          Published("15.35 to 17.09 ± 2.82 ms", 0.9, "–", "E"), missing=_NOT_BUILT),
+    Claim("half", "whole model in float16", "", "score-1x106",
+          Published("runtime errors", None, "–"), missing=_NOT_BUILT),
+    Claim("bfloat16", "whole model in bfloat16", "", "score-1x106",
+          Published("runtime errors", None, "–"), missing=_NOT_BUILT),
+    Claim("torch-compile", "torch.compile", "", "score-1x106", Published("", 0.99, "–"),
+          missing=_NOT_BUILT),
+    Claim("int8", "quantised Linear layers", "", "score-1x106",
+          Published("not supported on MPS", None, "–"), missing=_NOT_BUILT),
+    Claim("torchscript", "TorchScript", "", "score-1x106",
+          Published("1.05–1.15× estimated", None, "–"), missing=_NOT_BUILT),
+    Claim("onnx", "ONNX Runtime", "", "score-1x106", Published("not tested", None, "–"),
+          missing=_NOT_BUILT),
+    Claim("distillation", "small student of the big model", "", "score-1x106",
+          Published("training failed", None, "–"), compare=RECOVERY,
+          missing="checkpoint not trained yet"),
+    Claim("non-autoregressive", "all residues in one pass", "", "sample-1x106",
+          Published("design only", None, "–"), compare=RECOVERY,
+          missing="architecture not built yet"),
+    Claim("ssm", "state-space layers along the chain", "", "score-1x106",
+          Published("design only", None, "–"), compare=RECOVERY,
+          missing="architecture not built yet"),
+)  # fmt: skip
+"""The reviewed table."""
+
+
+def on_5l33(claim: Claim) -> Claim:
+    """The same claim on the published protein, measured where its structure is found."""
+    return replace(claim, id=f"{claim.id}@5L33", workload="score-5L33", slow=True)
+
+
+CLAIMS += tuple(
+    on_5l33(claim) for claim in CLAIMS if claim.subject and claim.workload == "score-1x106"
+)
+
+BY_ID = {claim.id: claim for claim in CLAIMS}
+
+
+def not_measured_here(claim: Claim) -> str:
+    """Why this machine cannot measure a claim; '' if it can."""
+    apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    return not_measured_on(claim, apple)
+
+
+def not_measured_on(claim: Claim, apple: bool) -> str:
+    """Why a machine cannot measure a claim; '' if it can.
+
+    Args:
+        claim: the claim.
+        apple: whether the machine is of Apple Silicon.
+    """
+    if claim.platform == _APPLE and not apple:
+        return f"needs {_APPLE}" + (f", and {claim.missing}" if claim.missing else "")
+    if claim.missing:
+        return claim.missing
+    engines = {VARIANTS[name].engine for name in (claim.subject, claim.reference)}
+    unknown = engines - ENGINES.keys()
+    return f"engine {', '.join(sorted(unknown))} not built yet" if unknown else ""

@@ -1,0 +1,177 @@
+"""From a timing to a verdict: what a session expects of a claim, and what it says in the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mpnn.regression.baselines import Row
+from mpnn.regression.timing import (
+    Clock,
+    PairedTiming,
+    Rule,
+    Side,
+    Verdict,
+    garbage_collection_off,
+    measure,
+    median,
+    quick,
+)
+
+PORTABLE_MARGIN = 0.5
+"""How much slower than on the recorded machines a ratio may be on one that has no record."""
+
+UNDECIDED_SHARE = 0.2
+"""Above this share of undecided claims (and more than one) the machine is too noisy to gate."""
+
+NOT_RECORDED = "not recorded"
+RECORDED = "recorded"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the outputs of the timed legs say: whether the claim stands, why, and figures."""
+
+    passed: bool
+    text: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+Check = Callable[[PairedTiming], Accuracy]
+
+
+@dataclass
+class Gate:
+    """One session: what is stored, what was measured.
+
+    Attributes:
+        stored: rows of this machine's latest run by test id; None on an unknown machine.
+        portable: log-ratios from all recorded machines, for an unknown one.
+        recording: measure every look and expect nothing.
+        quick: coarser rule, for local work.
+        rows: what this session measured, by test id.
+        control: the reference against itself.
+    """
+
+    stored: Mapping[str, Row] | None
+    portable: Mapping[str, float]
+    recording: bool = False
+    quick: bool = False
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    control: PairedTiming | None = None
+
+    def expectation(self, name: str, rule: Rule) -> tuple[float | None, Rule]:
+        """The log-ratio to hold a claim against, None if there is none, and the rule to use."""
+        if self.recording:
+            return None, rule
+        rule = quick(rule) if self.quick else rule
+        if self.stored is not None and name in self.stored:
+            return float(self.stored[name]["log_ratio"]), rule
+        if self.stored is None and name in self.portable:
+            return self.portable[name], replace(rule, margin=max(rule.margin, PORTABLE_MARGIN))
+        return None, replace(rule, looks=1)
+
+    def time(
+        self, name: str, subject: Side, reference: Side, rule: Rule, seed: int, clock: Clock
+    ) -> PairedTiming:
+        """Times one claim; before the first one, the reference against itself."""
+        if self.control is None:
+            control = replace(rule, looks=min(rule.looks, 2))
+            with garbage_collection_off():
+                self.control = measure(
+                    reference, reference, control, expected=0.0, seed=seed, clock=clock
+                )
+        expected, rule = self.expectation(name, rule)
+        with garbage_collection_off():
+            return measure(subject, reference, rule, expected=expected, seed=seed, clock=clock)
+
+    @property
+    def void(self) -> str:
+        """Why nothing in this session counts; '' while the control is in its band."""
+        if self.control is None or self.control.verdict in (Verdict.HOLDS, Verdict.UNDECIDED):
+            return ""
+        return (
+            f"void: in this session the reference differs from itself by "
+            f"{math.expm1(self.control.log_ratio):+.1%}; no verdict counts. "
+            f"Close other work, or look for state that one side leaves behind"
+        )
+
+    def row(
+        self, name: str, timing: PairedTiming, rule: Rule, accuracy: Accuracy
+    ) -> dict[str, Any]:
+        """The figures of one claim as they are stored in `extra_info`."""
+        expected, used = self.expectation(name, rule)
+        low, high = timing.interval(used.alpha_pass)
+        return {
+            "log_ratio": timing.log_ratio,
+            "log_ratio_low": low,
+            "log_ratio_high": high,
+            "confidence": 1 - 2 * used.alpha_pass,
+            "speedup": timing.speedup,
+            "subject_seconds": median(timing.subject_seconds),
+            "reference_seconds": median(timing.reference_seconds),
+            "pairs": len(timing.log_ratios),
+            "looks": timing.looks,
+            "repeats": list(timing.repeats),
+            "margin": used.margin,
+            "expected": expected,
+            "accuracy": {
+                "passed": accuracy.passed,
+                "text": accuracy.text,
+                "figures": dict(accuracy.figures),
+            },
+            "verdict": self.verdict(timing, expected),
+        }
+
+    def verdict(self, timing: PairedTiming, expected: float | None) -> str:
+        """Verdict on speed; an unknown machine may be faster than the recorded ones."""
+        if timing.verdict is None or expected is None:
+            return RECORDED if self.recording else NOT_RECORDED
+        if self.stored is None and timing.verdict is Verdict.IMPROVED:
+            return Verdict.HOLDS
+        return timing.verdict
+
+    def problems(self, selected: Iterable[str], vanished: Iterable[str]) -> list[str]:
+        """Why the session is red although no claim failed.
+
+        Args:
+            selected: claims that this session was to run.
+            vanished: stored rows that no test bears any more.
+        """
+        found = [
+            f"{name}: is stored, but no test has this id (renamed or deleted?)" for name in vanished
+        ]
+        if self.void:
+            return [self.void, *found]
+        selected = list(selected)
+        found += [
+            f"{name}: is stored, but was not measured"
+            for name in selected
+            if name in (self.stored or {}) and name not in self.rows
+        ]
+        verdicts = [row["verdict"] for row in self.rows.values()]
+        if selected and all(verdict == NOT_RECORDED for verdict in verdicts):
+            found.append("nothing was gated: no claim was held against a stored figure")
+        undecided = verdicts.count(Verdict.UNDECIDED)
+        if undecided > max(1, UNDECIDED_SHARE * len(verdicts)):
+            found.append(
+                f"{undecided} of {len(verdicts)} claims are undecided: "
+                f"this machine is too noisy to gate on just now"
+            )
+        return found
+
+
+def describe(row: Row) -> str:
+    """One claim's figures in words, for the message of a verdict."""
+    text = f"{row['speedup']:.2f}× the reference"
+    if row["expected"] is None:
+        return text
+    low, high = (row[key] - row["expected"] for key in ("log_ratio_low", "log_ratio_high"))
+    return (
+        f"{text}, {math.exp(-row['expected']):.2f}× expected; time changed by "
+        f"{math.expm1(row['log_ratio'] - row['expected']):+.1%} "
+        f"[{math.expm1(low):+.1%}, {math.expm1(high):+.1%}] at a margin of {row['margin']:.0%}, "
+        f"{row['pairs']} pairs"
+    )

@@ -1,0 +1,87 @@
+"""Rows of claims as tables: a terminal of 100 columns, and Markdown."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mpnn.regression.baselines import Row
+
+WIDTH = 100
+COLOURS = {"holds": "green", "recorded": "cyan", "regressed": "red", "improved": "magenta"}
+
+
+def session_table(rows: Mapping[str, Row], colour: bool = False) -> str:
+    """What one session measured, by test id, in at most 100 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("claim", overflow="fold")
+    for heading in ("published", "measured", "change of time, %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("accuracy", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    for name, row in rows.items():
+        verdict = f"[{COLOURS.get(row['verdict'], 'yellow')}]{row['verdict']}[/]"
+        accuracy = row["accuracy"]["text"] if row["accuracy"]["passed"] else "FAILED"
+        claim = row.get("claim", name.split("::")[-1])
+        table.add_row(
+            claim.replace("[", r"\["), published(row), speedup(row), change(row), accuracy, verdict
+        )
+    text = io.StringIO()
+    Console(file=text, width=WIDTH, force_terminal=colour, no_color=not colour).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def speedup(row: Row) -> str:
+    """Measured speed-up with its interval."""
+    low, high = math.exp(-row["log_ratio_high"]), math.exp(-row["log_ratio_low"])
+    return f"{times(row['speedup'])} {bracket(low, high)}"
+
+
+def change(row: Row) -> str:
+    """Change of the time ratio against the stored one in per cent, with its interval."""
+    if row.get("expected") is None:
+        return "–"
+    at, low, high = (
+        100 * math.expm1(row[key] - row["expected"])
+        for key in ("log_ratio", "log_ratio_low", "log_ratio_high")
+    )
+    return f"{at:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def published(row: Row) -> str:
+    """The published speed-up, a dash where none was printed."""
+    ratio = row.get("published_speedup")
+    return "–" if ratio is None else times(ratio)
+
+
+def times(ratio: float) -> str:
+    """A ratio with three significant digits."""
+    return f"{ratio:.{digits(ratio)}f}×"
+
+
+def bracket(low: float, high: float) -> str:
+    """An interval of ratios."""
+    return f"[{low:.{digits(low)}f}, {high:.{digits(low)}f}]"
+
+
+def digits(ratio: float) -> int:
+    """Decimals that leave three significant digits between 0.1 and 1,000."""
+    return 2 if ratio < 10 else 1 if ratio < 100 else 0
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit that suits it."""
+    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in r) + " |" for r in lines
+    )

@@ -1,0 +1,382 @@
+"""Made-up, protein-like backbones of any size, for speed workloads and for tests without data.
+
+A chain grows fragment by fragment, each a short loop and a helix, a strand or a two-stranded
+hairpin, with ideal bond lengths and angles. Of some hundred fragments drawn at random the one that
+fits without a clash and touches most residues is kept, so chains come out as compact and as dense
+as real ones; where none fits, the last residues are taken back.
+
+CA–CA distance in Å from a residue to its k-th neighbour (itself the first), over the residues of
+150 real chains of different families, 60 to 400 residues long, and of made-up ones of the same
+lengths; and the radius of gyration over 2.2 Å · L^0.38, over chains:
+
+|                 | k = 8 | k = 16 | k = 30 | k = 48 | radius |
+|-----------------|-------|--------|--------|--------|--------|
+| mean, real      |  6.82 |   9.99 |  13.15 |  16.46 |   1.13 |
+| mean, made-up   |  6.86 |  10.19 |  13.48 |  16.86 |   1.10 |
+| median, real    |  6.45 |   9.63 |  12.50 |  15.50 |   1.03 |
+| median, made-up |  6.48 |   9.94 |  12.97 |  16.29 |   1.10 |
+
+The 10th and 90th percentiles of the distances agree within 4 % and 6 %.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import string
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpnn.backbone import Backbone
+from mpnn.errors import InputError
+
+Floats = NDArray[np.float64]
+
+N_CA, CA_C, C_N, C_O = 1.458, 1.525, 1.329, 1.231
+"""Bond lengths in Å; these and the angles are Engh and Huber's (Acta Cryst. A47:392, 1991)."""
+
+N_CA_C, CA_C_N, C_N_CA, CA_C_O = np.deg2rad([111.2, 116.2, 121.7, 120.8])
+
+HELIX = (-63.0, -42.0)
+"""(phi, psi) in degrees of an α-helix; so below for other elements."""
+
+STRAND = (-118.0, 132.0)
+
+HAIRPIN_OUT, HAIRPIN_IN = (-135.0, 143.0), (-65.0, 114.0)
+"""Hydrogen-bonded and other residues of a hairpin's strands, by turns, from the turn outwards."""
+
+HAIRPIN_TURN = ((54.0, 26.0), (79.0, 5.0))
+"""A type I' turn. Fitted with the strands above to pair them: CA atoms lie about 5.4 and 4.4 Å
+apart by turns, N and O atoms of the former about 3 Å."""
+
+LOOP = ((-65.0, -40.0), (-120.0, 135.0), (-70.0, 145.0), (60.0, 40.0), (-95.0, 0.0))
+LOOP_SHARES = (0.25, 0.27, 0.33, 0.06, 0.09)
+"""Centres of the populated regions of the Ramachandran plot, and how often loops visit them."""
+
+ELEMENT_SHARES = (0.50, 0.05, 0.45)
+"""Helices, single strands and hairpins among the elements drawn."""
+
+FRAGMENTS = 1280
+MAX_FRAGMENT = 23
+"""Fragments drawn for the library, before those that clash with themselves are dropped, and the
+most residues of one: five of a loop and eighteen of a helix."""
+
+BEND_SPREAD = 0.5
+"""Degrees, of the angle C–N–CA. A quarter of what real proteins have, so that hairpins stay paired;
+with none, all CA–CA distances along the chain would tie."""
+
+CANDIDATES = 160
+"""Fragments tried per step. With 48, distances to the 48th neighbour come out 10 % longer."""
+
+MIN_CA, MIN_HEAVY = 4.2, 2.8
+"""Least distance in Å of CA atoms, and of any atoms, two or more residues apart."""
+
+MIN_BONDED = 2.6
+"""The same for any atoms of one fragment, where hydrogen bonds hold a hairpin together."""
+
+CONTACT = 12.0
+"""CA–CA distance in Å that counts as a contact."""
+
+REACH = 55.0
+"""Å from the CA that a fragment is joined to; no atom that it might meet lies farther."""
+
+OWN_CHAIN, OTHER_CHAIN = 6, 1
+"""Worth of a contact within a chain and with another; if equal, chains spread over each other."""
+
+UNCOUNTED = 4
+"""Residues at a chain's end that the grids leave out, for they lie close to any that follow."""
+
+TRIES = 16
+"""Candidates, best first, whose distances are looked at atom by atom."""
+
+FREQUENCIES = {
+    "A": 8.25, "R": 5.53, "N": 4.06, "D": 5.46, "C": 1.38, "Q": 3.93, "E": 6.72, "G": 7.07,
+    "H": 2.27, "I": 5.91, "L": 9.65, "K": 5.80, "M": 2.41, "F": 3.86, "P": 4.74, "S": 6.65,
+    "T": 5.36, "W": 1.10, "Y": 2.92, "V": 6.86,
+}  # fmt: skip
+"""Natural amino-acid frequencies in per cent (UniProtKB/Swiss-Prot statistics)."""
+
+
+@functools.lru_cache(maxsize=32)
+def made_up_backbone(length: int, chains: int = 1, seed: int = 0) -> Backbone:
+    """A compact made-up backbone; the same arguments give the same one (and it is cached).
+
+    Args:
+        length: residues in all, L.
+        chains: number of chains, of equal lengths up to one residue, each touching another;
+            named A, B, …, Z, AA, AB, …
+        seed: which of the many backbones of that size.
+
+    Raises:
+        InputError: there are no chains, or fewer residues than chains.
+    """
+    if not 1 <= chains <= length:
+        raise InputError(f"{chains} chains of {length} residues in all: each needs at least one")
+    rng = np.random.default_rng((seed, length, chains))
+    ends = np.arange(chains + 1) * length // chains
+    coords = np.zeros((length, 4, 3))
+    crowd = _Crowd(length)
+    for start, stop in itertools.pairwise(ends.tolist()):
+        _grow_chain(coords, start, stop, crowd, rng)
+    coords -= coords[:, 1].mean(axis=0)
+    shares = np.array(list(FREQUENCIES.values()))
+    letters = rng.choice(list(FREQUENCIES), size=length, p=shares / shares.sum())
+    sizes = np.diff(ends)
+    return Backbone(
+        name=f"made_up_{length}x{chains}_{seed}",
+        coords=coords.astype(np.float32),
+        mask=np.ones(length, dtype=bool),
+        sequence="".join(letters),
+        chain_ids=tuple(itertools.islice(_chain_names(), chains)),
+        chain_index=np.repeat(np.arange(chains), sizes),
+        numbers=np.concatenate([np.arange(1, size + 1) for size in sizes]),
+        insertion_codes=np.full(length, "", dtype="<U1"),
+    )
+
+
+def _chain_names() -> Iterator[str]:
+    for size in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_uppercase, repeat=size))
+
+
+class _Grid:
+    """Counts, on a periodic grid of cubic cells, the points within a radius of each cell."""
+
+    def __init__(self, radius: float, spacing: float, width: float) -> None:
+        self._spacing = spacing
+        steps = np.arange(-int(radius / spacing), int(radius / spacing) + 1)
+        ball = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+        self._ball = ball[(ball**2).sum(1) * spacing**2 < radius**2]
+        self._counts = np.zeros((math.ceil(width / spacing),) * 3, dtype=np.int16)
+
+    def add(self, points: Floats, worth: int) -> None:
+        for cell in self._cells(points):
+            self._counts[self._index(cell + self._ball)] += worth
+
+    def at(self, points: Floats) -> NDArray[np.int16]:
+        return self._counts[self._index(self._cells(points))]
+
+    def _cells(self, points: Floats) -> NDArray[np.int64]:
+        return np.floor(points / self._spacing).astype(np.int64)
+
+    def _index(self, cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        x, y, z = np.moveaxis(cells % len(self._counts), -1, 0)
+        return x, y, z
+
+
+class _Crowd:
+    """The residues that a growing chain meets: others of its own, and those of earlier chains.
+
+    Counting on grids takes the same time for long chains as for short ones, and whole numbers make
+    every choice alike on every machine.
+    """
+
+    def __init__(self, length: int) -> None:
+        width = max(10.0 * length**0.38, 100.0)
+        self._contacts = _Grid(CONTACT, 2.0, width)
+        self._clashes = _Grid(MIN_CA - 0.5, 1.0, width)
+        self._followed = 0
+
+    def follow(self, chain: Floats, size: int) -> None:
+        """Count the first `size` residues of the growing chain [n, 4, 3], and no others of it."""
+        size = max(size, 0)
+        self._add(chain[self._followed : size], OWN_CHAIN)
+        self._add(chain[size : self._followed], -OWN_CHAIN)
+        self._followed = size
+
+    def finish(self, chain: Floats) -> None:
+        """Count a chain that is complete as one of the earlier ones."""
+        self.follow(chain, len(chain))
+        self._add(chain, OTHER_CHAIN - OWN_CHAIN)
+        self._followed = 0
+
+    def _add(self, residues: Floats, worth: int) -> None:
+        self._contacts.add(residues[:, 1], worth)
+        self._clashes.add(residues[:, 1], worth)
+
+    def score(self, moved: Floats, size: NDArray[np.int64]) -> Floats:
+        """Contacts per new residue of candidates [M, n + 1, 4, 3]; -1 where they clash; [M]."""
+        new = moved[:, 1:, 1]
+        inside = np.arange(new.shape[1]) < size[:, None]
+        clash = ((self._clashes.at(new) > 0) & inside).any(1)
+        contacts = (self._contacts.at(new) * inside).sum(1) / size
+        return np.where(clash, -1.0, contacts)
+
+
+def _grow_chain(
+    coords: Floats, start: int, stop: int, crowd: _Crowd, rng: np.random.Generator
+) -> None:
+    """Fill coords[start:stop] with a chain beside those in coords[:start]."""
+    fragments, sizes = _library()
+    pos, failures = start, 0
+    while pos < stop:
+        crowd.follow(coords[start:stop], pos - start - UNCOUNTED)
+        if pos == start:
+            coords[pos] = _first_residue(coords[:start], fragments[0, 0], rng)
+            pos += 1
+            continue
+        pick = rng.choice(len(sizes), CANDIDATES, replace=False)
+        size = np.minimum(sizes[pick], stop - pos)
+        last = coords[pos - 1]
+        moved = fragments[pick, : size.max() + 1] @ _frame(*last[:3]).T + last[1]
+        score = crowd.score(moved, size)
+        order = [m for m in (-score).argsort(kind="stable")[:TRIES] if score[m] >= 0]
+        best = next((m for m in order if _fits(moved[m, : size[m] + 1], coords[:pos], start)), None)
+        if best is not None:
+            last[3] = moved[best, 0, 3]
+            coords[pos : pos + size[best]] = moved[best, 1 : size[best] + 1]
+            pos, failures = pos + int(size[best]), 0
+        elif failures < 2:
+            failures += 1
+        else:
+            pos, failures = max(start, pos - int(rng.integers(10, 40))), 0
+    crowd.finish(coords[start:stop])
+
+
+def _first_residue(others: Floats, residue: Floats, rng: np.random.Generator) -> Floats:
+    """The residue [4, 3] moved to the freest of some spots 10 Å from other chains' residues."""
+    if not len(others):
+        return residue
+    ways = rng.normal(size=(CANDIDATES, 3))
+    ways *= 10.0 / np.linalg.norm(ways, axis=1, keepdims=True)
+    spots = others[rng.integers(len(others), size=CANDIDATES), 1] + ways
+    d2 = _squared_distances(spots, others[:, 1])
+    crowd = (d2 < 15.0**2).sum(1) + len(others) * (d2.min(1) < 8.0**2)
+    turn = _frame(*rng.normal(size=(3, 3)))
+    moved: Floats = residue @ turn.T + spots[crowd.argmin()]
+    return moved
+
+
+def _fits(fragment: Floats, placed: Floats, start: int) -> bool:
+    """Whether a fragment keeps its distance from residues placed.
+
+    Args:
+        fragment: [n + 1, 4, 3], its copy of the residue placed last, then n new ones.
+        placed: [P, 4, 3], residues of this chain (from `start`) and of those before it.
+        start: first residue of this chain.
+    """
+    anchor = placed[-1, 1]
+    old = placed[: max(len(placed) - 1, start)]
+    old = old[((old[:, 1] - anchor) ** 2).sum(-1) < REACH**2]
+    if not len(old):
+        return True
+    ca_d2 = _squared_distances(fragment[1:, 1] - anchor, old[:, 1] - anchor)
+    atoms = fragment.reshape(-1, 3)[3:]  # of the residue placed last, only the new O
+    d2 = _squared_distances(atoms - anchor, old.reshape(-1, 3) - anchor)
+    if len(placed) - 2 >= start:
+        d2[0, -4:] = np.inf  # that O and the residue bonded to its own
+    return bool(ca_d2.min() >= MIN_CA**2 and d2.min() >= MIN_HEAVY**2)
+
+
+@functools.lru_cache(maxsize=1)
+def _library() -> tuple[Floats, NDArray[np.int64]]:
+    """Fragments [M, MAX_FRAGMENT + 1, 4, 3] in the frame of their residue 0, and sizes [M].
+
+    Residue 0 stands for the residue that the fragment is joined to and does not count in its size.
+    """
+    rng = np.random.default_rng(0)
+    torsions = np.zeros((FRAGMENTS, MAX_FRAGMENT + 1, 2))
+    sizes = np.zeros(FRAGMENTS, dtype=np.int64)
+    for m in range(FRAGMENTS):
+        drawn = _draw_torsions(rng)
+        sizes[m] = len(drawn) - 1
+        torsions[m, : len(drawn)] = drawn
+    bend = C_N_CA + rng.normal(0.0, np.deg2rad(BEND_SPREAD), size=torsions.shape[:2])
+    fragments = _build(np.deg2rad(torsions), bend)
+    first = fragments[0, 0]
+    fragments = (fragments - first[1]) @ _frame(*first[:3])
+    fits = _clear_of_itself(fragments, sizes)
+    return fragments[fits], sizes[fits]
+
+
+def _draw_torsions(rng: np.random.Generator) -> Floats:
+    """(phi, psi) in degrees [n + 1, 2] of residue 0, a loop and an element."""
+    loop = np.array(LOOP)[rng.choice(len(LOOP), size=rng.integers(3, 7), p=LOOP_SHARES)]
+    element = rng.choice(3, p=ELEMENT_SHARES)
+    if element == 0:
+        ideal, spread = [HELIX] * int(rng.integers(8, 19)), 3.0
+    elif element == 1:
+        ideal, spread = [STRAND] * int(rng.integers(4, 8)), 8.0
+    else:
+        outwards = ([HAIRPIN_OUT, HAIRPIN_IN] * 4)[: rng.integers(4, 8)]
+        ideal, spread = [*outwards[::-1], *HAIRPIN_TURN, *outwards], 2.0
+    return np.concatenate([rng.normal(loop, 12.0), rng.normal(ideal, spread)])
+
+
+def _build(torsions: Floats, bend: Floats) -> Floats:
+    """Backbones [M, n, 4, 3] with ideal bonds, trans throughout.
+
+    Args:
+        torsions: [M, n, 2], phi and psi in radians.
+        bend: [M, n], angle C–N–CA of each residue.
+    """
+    m, n = bend.shape
+    trans = np.full(m, np.pi)
+    out = np.zeros((m, n, 4, 3))
+    out[:, 0, 1, 0] = N_CA
+    out[:, 0, 2] = out[:, 0, 1] + CA_C * np.array([-np.cos(N_CA_C), np.sin(N_CA_C), 0.0])
+    for i in range(n):
+        N, CA, C = out[:, i, 0], out[:, i, 1], out[:, i, 2]
+        psi = torsions[:, i, 1]
+        out[:, i, 3] = _place((N, CA, C), C_O, CA_C_O, psi + np.pi)
+        if i + 1 < n:
+            next_N = _place((N, CA, C), C_N, CA_C_N, psi)
+            next_CA = _place((CA, C, next_N), N_CA, bend[:, i + 1], trans)
+            next_C = _place((C, next_N, next_CA), CA_C, N_CA_C, torsions[:, i + 1, 0])
+            out[:, i + 1, :3] = np.stack([next_N, next_CA, next_C], axis=1)
+    return out
+
+
+def _place(
+    atoms: tuple[Floats, Floats, Floats], length: float, angle: Floats | float, torsion: Floats
+) -> Floats:
+    """The point [M, 3] bonded to c of atoms a, b, c by length, angle at c and torsion about b–c."""
+    a, b, c = atoms
+    x = (c - b) / np.linalg.norm(c - b, axis=-1, keepdims=True)
+    normal = np.cross(b - a, x)
+    z = normal / np.linalg.norm(normal, axis=-1, keepdims=True)
+    y = np.cross(z, x)
+    around = np.cos(torsion)[:, None] * y + np.sin(torsion)[:, None] * z
+    bend = np.asarray(angle)[..., None]
+    placed: Floats = c + length * (-np.cos(bend) * x + np.sin(bend) * around)
+    return placed
+
+
+def _frame(N: Floats, CA: Floats, C: Floats) -> Floats:
+    """The axes of a residue, as columns [3, 3]."""
+    x = (C - CA) / np.linalg.norm(C - CA)
+    normal = np.cross(x, N - CA)
+    z = normal / np.linalg.norm(normal)
+    return np.stack([x, np.cross(z, x), z], axis=1)
+
+
+def _clear_of_itself(fragments: Floats, sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which fragments keep `MIN_CA` and (but for hydrogen bonds) `MIN_HEAVY` within, [M]."""
+    m, n = fragments.shape[:2]
+    index = np.arange(n)
+    apart = np.abs(index[:, None] - index)
+    inside = index <= sizes[:, None]
+    both = inside[:, :, None] & inside[:, None, :]
+    ca = fragments[:, :, 1]
+    ca_d2 = _squared_distances(ca, ca)
+    atoms = fragments.reshape(m, n * 4, 3)
+    d2 = _squared_distances(atoms, atoms).reshape(m, n, 4, n, 4).min((2, 4))
+    clash = ((ca_d2 < MIN_CA**2) | (d2 < MIN_BONDED**2)) & (apart >= 2) & both
+    clear: NDArray[np.bool_] = ~clash.any((1, 2))
+    return clear
+
+
+def _squared_distances(a: Floats, b: Floats) -> Floats:
+    """Squared distances [..., A, B] between points [..., A, 3] and [..., B, 3].
+
+    In float64, so that a threshold falls alike on every machine, and as one product with |a|² and
+    |b|² as further columns, which takes a third of the time.
+    """
+    ones_a, ones_b = np.ones_like(a[..., :1]), np.ones_like(b[..., :1])
+    left = np.concatenate([-2 * a, (a * a).sum(-1, keepdims=True), ones_a], axis=-1)
+    right = np.concatenate([b, ones_b, (b * b).sum(-1, keepdims=True)], axis=-1)
+    d2: Floats = left @ right.swapaxes(-1, -2)
+    return d2

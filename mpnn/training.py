@@ -1,0 +1,293 @@
+"""Training and distillation: one run is a pure function of its configuration.
+
+A run draws crops per cluster (`mpnn.training_data`), takes gradients through the rewritten network
+(`mpnn.training_model`), and keeps its state in one file that is replaced whole. Stopped at any
+moment it goes on from the last saved step, and ends with the weights of a run never stopped.
+
+The schedule is warm-up, stable, decay: a run can be made longer as often as wanted, as long as its
+decay has not begun. To ship weights on the way, copy the state and let the copy decay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpnn import training_model
+from mpnn.config import ARCHITECTURES, UNKNOWN
+from mpnn.distillation import Teacher
+from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
+from mpnn.output import write_whole
+from mpnn.training_data import (
+    Crop,
+    DrawConfig,
+    RaggedBatch,
+    TrainingChains,
+    draws_for_step,
+    packed,
+)
+from mpnn.weights import save_checkpoint
+
+MAY_CHANGE = (
+    *("data", "weights", "state", "targets", "device"),  # where things lie
+    *("steps", "decay_steps", "tokens", "micro_tokens", "save_every", "report_every"),
+)
+"""Settings that may differ when a run is resumed; draws and targets stay the same."""
+
+ADAM_BETAS = (0.9, 0.98)
+CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    data: str  # .npz of training chains, see mpnn.datasets
+    weights: str  # .safetensors file for the trained weights
+    state: str  # file that keeps the run's state
+    architecture: str = "minimal"  # a name in ARCHITECTURES
+    steps: int = 10_000
+    warmup_steps: int = 200
+    decay_steps: int = 2_000  # the last steps, in which the learning rate falls to 0
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    tokens: int = 512  # residues of a step, at most
+    micro_tokens: int = 256  # residues that pass through the network at once
+    max_length: int = 256  # residues of a crop
+    noise: float = 0.02  # Å on every coordinate
+    label_smoothing: float = 0.0
+    teacher: str | None = None  # name or path of weights; None: the native letters alone
+    teacher_weight: float = 0.7  # share of the teacher's distribution in the target
+    teacher_orders: int = 2  # decoding orders that the teacher answers for, of each chain
+    teacher_rounds: int = 1  # rounds over all clusters in which it is asked about new chains
+    targets: str | None = None  # folder that keeps the teacher's answers
+    seed: int = 0
+    device: str = "cpu"
+    save_every: int = 200  # steps
+    report_every: int = 20  # steps
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
+            )
+        if not self.weights.endswith(".safetensors"):
+            raise InputError(f"{self.weights}: trained weights are written as .safetensors")
+        for name in (
+            *("steps", "tokens", "micro_tokens", "max_length", "teacher_orders", "teacher_rounds"),
+            *("save_every", "report_every"),
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("label_smoothing", "teacher_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.teacher is not None and self.targets is None:
+            raise InputError("a teacher needs `targets`, a folder that keeps its answers")
+
+    @property
+    def draws(self) -> DrawConfig:
+        """How this run draws its crops."""
+        if self.teacher is None:
+            return DrawConfig(self.seed, self.noise, self.max_length)
+        limits = self.teacher_orders, self.teacher_rounds
+        return DrawConfig(self.seed, self.noise, self.max_length, *limits)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports; means are over the steps since the last report."""
+
+    step: int
+    steps: int
+    residues: int  # since the run began
+    loss: float  # nats for each residue
+    perplexity: float  # of the native letters
+    accuracy: float  # share of residues whose native letter is the likeliest
+    learning_rate: float
+    residues_per_second: float
+    seconds_left: float  # at the pace since the last report
+
+
+def train(config: TrainConfig, progress: Callable[[Progress], None] | None = None) -> ProteinMPNN:
+    """Begins, or goes on with, the run that `config` describes, and writes its weights.
+
+    Denormal numbers are flushed to zero in this process from here on: they slow products down.
+
+    Args:
+        config: the run.
+        progress: called every `report_every` steps. What it raises ends the run, which can be
+            resumed from the step last saved.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        InputError: the data, teacher or state cannot be used, or the state is of another run.
+    """
+    torch.set_flush_denormal(True)
+    run = _Run(config)
+    run.restore()
+    while run.step < config.steps:
+        run.advance()
+        if run.step % config.save_every == 0 or run.step == config.steps:
+            run.save()
+        if run.step % config.report_every == 0 and progress is not None:
+            progress(run.report())
+    save_checkpoint(config.weights, run.model, run.card())
+    return run.model
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then stable, then 1 − √ of the share of the decay that is over."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    over = (step - (config.steps - config.decay_steps)) / max(1, config.decay_steps)
+    return config.learning_rate * rise * (1 - math.sqrt(min(1.0, max(0.0, over))))
+
+
+class _Run:
+    """State of a run: network, optimiser, counters, and sums since the last report."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.chains = TrainingChains(config.data)
+        self.teacher = None
+        if config.teacher is not None and config.targets is not None:
+            self.teacher = Teacher(
+                config.teacher, self.chains, config.teacher_orders, config.targets, config.device
+            )
+        torch.manual_seed(config.seed)
+        self.model = ProteinMPNN(ARCHITECTURES[config.architecture]).to(config.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            betas=ADAM_BETAS,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.step = self.drawn = self.residues = 0
+        self._start_report()
+
+    def _start_report(self) -> None:
+        self.sums = torch.zeros(4, device=self.config.device)
+        self.started, self.first_step = time.monotonic(), self.step
+
+    def advance(self) -> None:
+        """One step of the optimiser."""
+        config = self.config
+        crops, self.drawn = draws_for_step(self.chains, config.draws, self.drawn, config.tokens)
+        total = sum(len(crop) for crop in crops)
+        for group in packed(crops, config.micro_tokens):
+            loss, sums = self._loss(group)
+            (loss / total).backward()  # type: ignore[no-untyped-call]
+            self.sums += sums
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.residues += total
+
+    def _loss(self, crops: list[Crop]) -> tuple[Tensor, Tensor]:
+        """Summed loss of some crops, and the sums [loss, −log p, hits, residues] to report."""
+        config = self.config
+        batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, config.device)
+        log_probs = training_model.log_probs(self.model, batch)
+        known = (batch.S != UNKNOWN).to(log_probs.dtype)
+        nll = -log_probs.gather(1, batch.S[:, None])[:, 0] * known
+        smooth = config.label_smoothing
+        loss = (1 - smooth) * nll.sum() - smooth * (log_probs.mean(1) * known).sum()
+        if self.teacher is not None:
+            kept = np.concatenate([self.teacher.log_probs(crop) for crop in crops])
+            soft = torch.from_numpy(kept).to(config.device, log_probs.dtype).exp()
+            share = config.teacher_weight
+            loss = (1 - share) * loss - share * (soft * log_probs).sum()
+        hits = (log_probs.argmax(1) == batch.S) * known
+        return loss, torch.stack([loss, nll.sum(), hits.sum(), known.sum()]).detach()
+
+    def report(self) -> Progress:
+        """Means since the last report; the next begins here."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        loss, nll, hits, known = self.sums.tolist()
+        steps_left = self.config.steps - self.step
+        report = Progress(
+            step=self.step,
+            steps=self.config.steps,
+            residues=self.residues,
+            loss=loss / known,
+            perplexity=math.exp(nll / known),
+            accuracy=hits / known,
+            learning_rate=learning_rate(self.config, self.step - 1),
+            residues_per_second=known / seconds,
+            seconds_left=steps_left * seconds / (self.step - self.first_step),
+        )
+        self._start_report()
+        return report
+
+    def card(self) -> dict[str, Any]:
+        """Where the weights come from."""
+        settings = dataclasses.asdict(self.config)
+        places = {name: Path(settings.pop(name)).name for name in ("data", "weights")}
+        for name in ("state", "targets", "device", "save_every", "report_every"):
+            settings.pop(name)
+        teacher = None if self.config.teacher is None else Path(self.config.teacher).stem
+        return {
+            "name": Path(places["weights"]).stem,
+            "training": {**settings, "data": places["data"], "teacher": teacher},
+            "residues_seen": self.residues,
+        }
+
+    def save(self) -> None:
+        """Replaces the state file whole."""
+        state = {
+            "config": dataclasses.asdict(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counters": [self.step, self.drawn, self.residues],
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(self.config.state, buffer.getvalue())
+
+    def restore(self) -> None:
+        """Takes up the state file where there is one.
+
+        Raises:
+            InputError: the file is no state, or that of another run.
+        """
+        path = Path(self.config.state)
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.config.device, weights_only=True)
+            theirs = state["config"]
+        except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
+            raise InputError(
+                f"{path}: not the state of a training run; remove it, or name another file"
+            ) from error
+        ours = dataclasses.asdict(self.config)
+        differ = [k for k in ours if k not in MAY_CHANGE and theirs.get(k) != ours[k]]
+        if differ:
+            raise InputError(
+                f"{path}: the state of another run ({', '.join(differ)} differ); "
+                "give the same settings, or name another file"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.drawn, self.residues = state["counters"]
+        self._start_report()

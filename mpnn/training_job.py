@@ -1,0 +1,86 @@
+"""What `mpnn train` and `mpnn distill` do: a settings file, changes to it, and progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from mpnn.errors import InputError
+from mpnn.files import log_console
+from mpnn.training import Progress, TrainConfig
+from mpnn.training import train as run_training
+
+
+def train(path: str, changes: Sequence[str], distil: bool) -> None:
+    """Runs, or goes on with, the training that a settings file describes.
+
+    Args:
+        path: TOML file with fields of `TrainConfig`.
+        changes: NAME=VALUE, each in place of the file's.
+        distil: whether a teacher must be, or must not be, among the settings.
+
+    Raises:
+        InputError: a setting is unknown, missing or of the wrong type; see `mpnn.training.train`.
+    """
+    config = read_config(path, changes)
+    if distil != (config.teacher is not None):
+        wanted = "distill needs a teacher" if distil else "a teacher is for mpnn distill"
+        raise InputError(f"{path}: {wanted}; its setting is {config.teacher!r}")
+    console = log_console()
+    run_training(config, lambda progress: console.print(_line(progress)))
+    console.print(f"{config.steps} steps done -> {config.weights}")
+
+
+def read_config(path: str, changes: Sequence[str] = ()) -> TrainConfig:
+    """The settings of a TOML file, with changes NAME=VALUE.
+
+    Raises:
+        InputError: the file cannot be read, or a setting is unknown, missing or of another type.
+    """
+    try:
+        settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: settings in TOML are needed ({error})") from error
+    for change in changes:
+        name, separator, value = change.partition("=")
+        if not separator:
+            raise InputError(f"--set {change}: write NAME=VALUE")
+        settings[name.strip()] = _value(value.strip())
+    _check_settings(path, settings)
+    return TrainConfig(**settings)
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is a string, so that quotes can be left out."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _check_settings(path: str, settings: dict[str, Any]) -> None:
+    types = get_type_hints(TrainConfig)
+    if unknown := sorted(set(settings) - set(types)):
+        raise InputError(f"{path}: no setting {', '.join(unknown)}; there are {', '.join(types)}")
+    required = [f.name for f in dataclasses.fields(TrainConfig) if f.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in settings]:
+        raise InputError(f"{path}: settings {', '.join(missing)} are missing")
+    for name, value in settings.items():
+        allowed = get_args(types[name]) or (types[name],)
+        if float in allowed and isinstance(value, int):
+            settings[name] = value = float(value)
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            kinds = " or ".join(kind.__name__ for kind in allowed)
+            raise InputError(f"{path}: {name} is {value!r}; {kinds} is needed")
+
+
+def _line(progress: Progress) -> str:
+    return (
+        f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  "
+        f"perplexity {progress.perplexity:.2f}  accuracy {progress.accuracy:.1%}  "
+        f"{progress.residues_per_second:.0f} residues/s  "
+        f"{progress.seconds_left / 60:.0f} min left"
+    )

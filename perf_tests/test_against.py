@@ -1,0 +1,116 @@
+"""A working tree against a commit, on a made-up package whose only claim spins for a while."""
+
+import math
+import random
+import shutil
+
+import pytest
+from toys import Project
+
+from mpnn.errors import InputError
+from mpnn.regression import against
+from mpnn.regression.timing import Verdict
+
+PYPROJECT = '[project]\nname = "mpnn"\nversion = "0"\ndependencies = []\n'
+CLAIMS = """
+from types import SimpleNamespace
+CLAIMS = [SimpleNamespace(id=name, slow=False) for name in ("spin", "turn")]
+def not_measured_here(claim):
+    return ""
+"""
+WORKLOADS = """
+from types import SimpleNamespace
+def sides(claim):
+    rounds = ROUNDS if claim.id == "spin" else 20_000
+    return [SimpleNamespace(call=lambda number: sum(range(rounds)), units=1)]
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A repository with a made-up `mpnn`, committed once."""
+    project = Project.make(tmp_path / "project")
+    package = project.root / "mpnn" / "regression"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (project.root / "pyproject.toml").write_text(PYPROJECT)
+    (package / "claims.py").write_text(CLAIMS)
+    (package / "workloads.py").write_text(WORKLOADS.replace("ROUNDS", "20_000"))
+    project.commit()
+    return project
+
+
+def times(shift, seed, pairs=10, noise=0.02):
+    lot = random.Random(seed)
+    return [{"a": 0.01 * math.exp(shift + lot.gauss(0, noise))} for _ in range(pairs)]
+
+
+def test_same_tree_holds():
+    """Over 100 simulated comparisons of the same code none is called changed."""
+    verdicts = [
+        against.differences(times(0, 2 * i), times(0, 2 * i + 1))[0].verdict for i in range(100)
+    ]
+    assert set(verdicts) <= {Verdict.HOLDS, Verdict.UNDECIDED}
+    assert verdicts.count(Verdict.HOLDS) >= 90
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"), [(0.15, Verdict.REGRESSED), (-0.15, Verdict.IMPROVED)]
+)
+def test_a_changed_tree_is_told(shift, verdict):
+    """A change of 15 % is seen from ten pairs of processes, in both directions."""
+    assert against.differences(times(0, 1), times(shift, 2))[0].verdict is verdict
+
+
+def test_drift_of_the_machine_cancels():
+    """A machine that slows down by half during the comparison does not look like a regression."""
+    drift = [1 + i / 20 for i in range(10)]
+    base = [{"a": t["a"] * d} for t, d in zip(times(0, 1), drift, strict=True)]
+    head = [{"a": t["a"] * d} for t, d in zip(times(0, 2), drift, strict=True)]
+    assert against.differences(base, head)[0].verdict is Verdict.HOLDS
+
+
+def test_processes_alternate():
+    """Each pair has one process of either tree, and both go first about as often."""
+    log = []
+    against.alternate(lambda: log.append("base") or {}, lambda: log.append("head") or {}, 20)
+    pairs = list(zip(log[::2], log[1::2], strict=True))
+    assert all(set(pair) == {"base", "head"} for pair in pairs)
+    assert pairs.count(("head", "base")) == 10
+
+
+def test_gone_and_incomparable_claims_are_reasons():
+    """A claim that the head lost, and two trees without a common claim, are each red."""
+    said = against.problems({"a": 1.0, "b": 1.0}, {"a": 1.0}, [against.Difference("a", 0, 0, 0)])
+    assert said == ["b: is a claim of the base and gone in the head"]
+    assert "nothing was compared" in against.problems({}, {"a": 1.0}, [])[0]
+
+
+def test_a_planted_slow_down_of_the_working_tree_is_red(project):
+    """A claim that takes twice as long as at HEAD regresses; the other one does not."""
+    path = project.root / "mpnn" / "regression" / "workloads.py"
+    path.write_text(WORKLOADS.replace("ROUNDS", "40_000"))
+    _, reasons = against.compare(project.root, "HEAD", pairs=7)
+    assert any(reason.startswith("spin: regressed by") for reason in reasons)
+    assert not any(reason.startswith("turn: regressed") for reason in reasons)
+
+
+def test_an_unknown_commit_is_an_error(project):
+    """A revision that git does not know is named."""
+    with pytest.raises(InputError, match="cannot check out 'nowhere'"):
+        against.compare(project.root, "nowhere")
+
+
+def test_a_tree_that_cannot_be_timed_is_an_error(project):
+    """A commit without claims is said to be that, with what its process said."""
+    shutil.rmtree(project.root / "mpnn" / "regression")
+    with pytest.raises(InputError, match="cannot be timed"):
+        against.compare(project.root, "HEAD", pairs=1)
+
+
+def test_against_is_an_option_of_pytest(tmp_path):
+    """`pytest perf_tests --against REV` compares instead of testing; REV must exist."""
+    session = Project.make(tmp_path / "project").pytest("perf_tests", "--against", "nowhere")
+    assert session.code == 4
+    assert "cannot check out 'nowhere'" in session.output

@@ -1,0 +1,137 @@
+"""Stored runs: found, read strictly, written whole, refused with a reason."""
+
+import json
+import subprocess
+
+import pytest
+
+from mpnn.errors import InputError
+from mpnn.regression import baselines
+from mpnn.regression.hardware import Hardware, chip_of, is_virtual, this_machine
+
+CPUINFO = "model name\t: Intel(R) Xeon(R) Processor @ 2.50GHz\nflags\t\t: fpu hypervisor lahf_lm\n"
+
+
+def row(log_ratio=-1.0, width=0.01, passed=True):
+    return {
+        "log_ratio": log_ratio,
+        "log_ratio_low": log_ratio - width / 2,
+        "log_ratio_high": log_ratio + width / 2,
+        "margin": 0.03,
+        "accuracy": {"passed": passed, "text": "equal"},
+    }
+
+
+def run(hardware="chip-a", rows=None, commit="0123456789ab"):
+    rows = {"t.py::test[a]": row()} if rows is None else rows
+    return {
+        "machine_info": {"hardware": hardware, "threads": 2},
+        "commit_info": {"id": commit},
+        "datetime": "2026-01-01T00:00:00+00:00",
+        "versions": {"torch": "2.13.0"},
+        "benchmarks": [
+            {"fullname": name, "extra_info": info, "stats": {}} for name, info in rows.items()
+        ],
+    }
+
+
+def test_hardware_id_names_chip_virtual_and_system():
+    """The id says chip, virtual or not, and major version, in letters a folder can have."""
+    assert Hardware("Apple M3 Pro", False, "macos", "15").id == "apple-m3-pro-macos15"
+    assert Hardware("Apple M1", True, "macos", "15").id == "apple-m1-vm-macos15"
+
+
+def test_cpuinfo_is_read():
+    """Chip and hypervisor come from /proc/cpuinfo, trademark signs left out."""
+    assert chip_of(CPUINFO) == "Intel Xeon Processor @ 2.50GHz"
+    assert is_virtual(CPUINFO)
+    assert not is_virtual("flags\t\t: fpu lahf_lm\nbugs : hypervisor\n")
+
+
+def test_machine_info_is_stable():
+    """Two calls describe the machine in the same words, without host name or clock rate."""
+    info = this_machine().machine_info()
+    assert info == this_machine().machine_info()
+    assert {"node", "release", "hz_actual"}.isdisjoint(info)
+
+
+def test_a_hidden_chip_can_be_named(monkeypatch):
+    """A chip that hides its name takes the one it is given."""
+    monkeypatch.setenv("MPNN_HARDWARE_CHIP", "Runner 7")
+    assert this_machine().id.startswith("runner-7-")
+
+
+def test_written_runs_are_numbered_and_read_back(tmp_path):
+    """Two recordings get two numbers, and the rows come back as written."""
+    folder = tmp_path / "chip-a"
+    first = baselines.write(folder, run())
+    second = baselines.write(folder, run(commit="ffff00001111"))
+    assert [first.name, second.name] == ["0001_01234567.json", "0002_ffff0000.json"]
+    assert [r.commit for r in baselines.history(folder)] == ["0123456789ab", "ffff00001111"]
+    assert baselines.load(first).rows == {"t.py::test[a]": row()}
+    assert baselines.machines(tmp_path) == [folder]
+
+
+def test_interrupted_recording_leaves_the_old_run(tmp_path, monkeypatch):
+    """When writing stops half way, the folder holds what it held before and nothing else."""
+    folder = tmp_path / "chip-a"
+    kept = baselines.write(folder, run())
+
+    def interrupted(_handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(baselines.os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        baselines.write(folder, run())
+    assert list(folder.iterdir()) == [kept]
+
+
+def test_numbers_that_are_not_finite_are_not_written(tmp_path):
+    """NaN does not reach a baseline."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        baselines.write(tmp_path / "chip-a", run(rows={"t": row(float("nan"))}))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not a run of this suite"),
+        ('{"benchmarks": []}', "machine_info"),
+        (json.dumps(run("chip-b")), "recorded on chip-b, not on chip-a"),
+        (json.dumps(run(rows={"t": {"log_ratio": 0.0}})), "row t lacks log_ratio_high"),
+        (json.dumps(run(rows={"t": row(float("nan"))})), "not finite"),
+        (json.dumps({**run(), "benchmarks": run()["benchmarks"] * 2}), "row twice"),
+    ],
+)
+def test_a_broken_run_is_an_error(tmp_path, text, reason):
+    """A broken, foreign or incomplete run is refused by name, never passed over."""
+    path = tmp_path / "chip-a" / "0001_x.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(InputError, match=reason):
+        baselines.history(path.parent)
+
+
+def test_portable_rows_are_the_median_over_machines(tmp_path):
+    """An unknown machine is held against the median of the latest runs of the others."""
+    for name, ratio in (("chip-a", -1.0), ("chip-b", -2.0), ("chip-c", -4.0)):
+        baselines.write(tmp_path / name, run(name, {"t": row(9.0)}))
+        baselines.write(tmp_path / name, run(name, {"t": row(ratio)}))
+    assert baselines.portable_rows(tmp_path) == {"t": -2.0}
+
+
+def test_refusals_name_noise_accuracy_and_gaps():
+    """Noise, a failed accuracy and a row without measurement each keep a run from being stored."""
+    rows = {"good": row(), "noisy": row(width=0.05), "wrong": row(passed=False)}
+    reasons = baselines.refusals(rows, [*rows, "absent"])
+    assert [reason.split(":")[0] for reason in reasons] == ["absent", "noisy", "wrong"]
+
+
+def test_uncommitted_changes_are_seen(tmp_path):
+    """A changed or untracked file shows; a clean tree does not; no tree is an error."""
+    with pytest.raises(InputError, match="not a git working tree"):
+        baselines.uncommitted(tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert baselines.uncommitted(tmp_path) == []
+    (tmp_path / "new.py").touch()
+    assert baselines.uncommitted(tmp_path) == ["new.py"]

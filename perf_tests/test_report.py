@@ -1,0 +1,205 @@
+"""The claims table, its tables and pages, and the README that is made from it."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mpnn.config import ARCHITECTURES
+from mpnn.errors import InputError
+from mpnn.regression import baselines, charts, report
+from mpnn.regression.claims import BY_ID, CLAIMS, Compare, not_measured_here, not_measured_on
+from mpnn.regression.roofline import network_work
+from mpnn.regression.table import session_table
+from mpnn.regression.workloads import WORKLOADS, about
+from mpnn.variants import VARIANTS
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED_ROWS = [
+    "baseline", "fast", "minimal", "minimal-fast", "extreme-v2", "pruning", "neighbours-12",
+    "neighbours-16", "neighbours-30", "batching", "pruning+batching", "pruning+k30+batching",
+    "mlx-fusion", "metal-fusion", "ane-64", "ane-128", "ane-256", "ane-512", "ane+extreme-v2",
+    "cpu-knn", "mixed-precision", "half", "bfloat16", "torch-compile", "int8", "torchscript",
+    "onnx", "distillation", "non-autoregressive", "ssm", "target",
+]  # fmt: skip
+
+
+def row(claim, speedup, width=0.02, passed=True, **figures):
+    log_ratio = -math.log(speedup)
+    peaks = {"flops_per_second": 1e11, "bytes_per_second": 1e10}
+    return {
+        "log_ratio": log_ratio,
+        "log_ratio_low": log_ratio - width / 2,
+        "log_ratio_high": log_ratio + width / 2,
+        "speedup": speedup,
+        "subject_seconds": 0.05 / speedup,
+        "margin": 0.03,
+        "expected": log_ratio,
+        "verdict": "holds",
+        "accuracy": {"passed": passed, "text": "equal, |Δ|≤3e-06", "figures": figures},
+        **about(claim, peaks),
+    }
+
+
+def stored(root, hardware="intel-xeon-linux6", **changes):
+    claims = [claim for claim in CLAIMS if claim.subject]
+    rows = {claim.id: row(claim, 1.5 + i) for i, claim in enumerate(claims)} | changes
+    data = {
+        "machine_info": {"hardware": hardware, "threads": 2},
+        "commit_info": {"id": "0123456789ab"},
+        "datetime": "2026-03-01T10:00:00+00:00",
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "benchmarks": [{"fullname": name, "extra_info": info} for name, info in rows.items()],
+    }
+    baselines.write(root / hardware, data)
+    return baselines.history(root / hardware)[-1]
+
+
+def entry(claim, measured):
+    return report.Entry(claim, measured, apple=False)
+
+
+def test_every_published_row_is_a_claim():
+    """No row of the published tables is left out, and each names its source."""
+    assert set(PUBLISHED_ROWS) <= BY_ID.keys()
+    assert all(BY_ID[name].published.source for name in PUBLISHED_ROWS)
+
+
+def test_claims_have_unique_ids():
+    """One id, one claim: it names the test and the stored row."""
+    assert len(BY_ID) == len(CLAIMS)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_claims_refer_to_what_exists(claim):
+    """A claim names a workload and variants that exist, or says why it has no subject."""
+    assert claim.workload in WORKLOADS
+    assert claim.reference in VARIANTS
+    assert claim.subject in VARIANTS or (not claim.subject and claim.missing)
+    assert not_measured_here(claim) or claim.subject
+
+
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if c.subject], ids=lambda c: c.id)
+def test_equal_outputs_are_only_claimed_of_equal_networks(claim):
+    """A lossless claim compares one architecture with itself; any other is judged by recovery."""
+    same = VARIANTS[claim.subject].architecture == VARIANTS[claim.reference].architecture
+    assert same == (claim.compare is Compare.EQUAL)
+
+
+def test_apple_claims_say_what_they_need():
+    """What needs Apple Silicon says so elsewhere, and there says only what is missing."""
+    assert not_measured_on(BY_ID["ane-64"], apple=False).startswith("needs Apple Silicon")
+    assert "Apple" not in not_measured_on(BY_ID["ane-64"], apple=True)
+
+
+def test_work_is_that_of_the_published_network():
+    """Decoding takes 14.6 M multiply-adds a residue, and encoding and decoding twice 84 M."""
+    once, twice = (network_work(ARCHITECTURES["baseline"], 500, n).flops / 1000 for n in (1, 2))
+    assert twice - once == pytest.approx(14.6e6, rel=0.01)
+    assert 2 * once == pytest.approx(84e6, rel=0.01)
+
+
+def test_session_table_fits_a_terminal():
+    """The table of a session has at most 100 columns, whatever the figures."""
+    rows = {c.id: row(c, 31.4159 * 3**i) for i, c in enumerate(CLAIMS) if c.subject and i < 12}
+    text = session_table(rows)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "extreme-v2" in text
+    assert "8.18×" in text
+
+
+@pytest.mark.parametrize(
+    ("claim", "measured", "verdict"),
+    [
+        ("batching", row(BY_ID["batching"], 3.2), "*holds*"),
+        ("batching", row(BY_ID["batching"], 2.0), "*does not hold*"),
+        ("batching", row(BY_ID["batching"], 3.2, passed=False), "**void**: accuracy failed"),
+        ("minimal", row(BY_ID["minimal"], 2.0), "speed *holds*, accuracy open"),
+        ("minimal", row(BY_ID["minimal"], 2.0, recovery=42.0), "*holds*"),
+        ("ssm", None, "*not measured here* (architecture not built yet)"),
+    ],
+)
+def test_verdicts_on_published_figures(claim, measured, verdict):
+    """A published figure holds, does not hold, is void, is half open, or is not measured here."""
+    assert entry(BY_ID[claim], measured).verdict == verdict
+
+
+def test_markdown_has_every_claim(tmp_path):
+    """The table has a row for each claim, measured or not, and names machine and versions."""
+    stored(tmp_path)
+    text = report.claims_markdown(tmp_path)
+    assert all(f"| `{claim.id}` |" in text for claim in CLAIMS)
+    assert "torch 2.13.0" in text
+    assert text.count("not measured here") == sum(not claim.subject for claim in CLAIMS)
+
+
+def test_readme_table_is_replaced_between_its_markers():
+    """Only what stands between the markers changes, and a second time changes nothing."""
+    text = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nEnd.\n"
+    once = report.into_readme(text, "new")
+    assert once == f"# Title\n\n{report.BEGIN}\nnew\n{report.END}\n\nEnd.\n"
+    assert report.into_readme(once, "new") == once
+    with pytest.raises(InputError, match="needs the lines"):
+        report.into_readme("# Title", "new")
+
+
+def test_a_stale_readme_is_renewed(tmp_path):
+    """Renewing changes a stale README and leaves a current one as it is."""
+    stored(tmp_path / "baselines")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    assert report.renew_readme(tmp_path / "baselines", readme)
+    assert "`extreme-v2`" in readme.read_text(encoding="utf-8")
+    assert not report.renew_readme(tmp_path / "baselines", readme)
+
+
+def test_readme_is_current():
+    """The table in the README is that of the stored runs: `mpnn report` renews it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == report.into_readme(text, report.claims_markdown(ROOT / "baselines"))
+
+
+def test_page_is_self_contained(tmp_path):
+    """The page loads nothing, and shows every claim, each machine and the three charts."""
+    stored(tmp_path)
+    stored(tmp_path)
+    stored(tmp_path, hardware="apple-m3-pro-macos15")
+    path = tmp_path / "report.html"
+    report.write_html(tmp_path, path)
+    page = path.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=|@import|url\(", page)
+    assert page.count("<h2>") == 2
+    for title in ("Speed against recovery", "Roofline", "History"):
+        assert page.count(f"<h3>{title}</h3>") == 2
+    assert all(claim.id in page for claim in CLAIMS)
+
+
+def test_a_page_without_runs_is_refused(tmp_path):
+    """Without a stored run there is nothing to show, and the error says how to get one."""
+    with pytest.raises(InputError, match="tox -e record"):
+        report.write_html(tmp_path, tmp_path / "report.html")
+
+
+def test_recovery_moves_a_point_into_the_chart(tmp_path):
+    """A row with a recovery shows as a measured point with its interval."""
+    claim = BY_ID["minimal"]
+    trained = row(claim, 2.0, recovery=42.0, recovery_low=40.0, recovery_high=44.0)
+    run = stored(tmp_path, minimal=trained)
+    chart = report.speed_against_recovery(report.entries(run))
+    assert "minimal: 2, 42" in chart
+    assert "minimal (published): 1.84, 6.6" in chart
+    assert "trained checkpoint" not in chart
+
+
+def test_pareto_front_keeps_what_nothing_beats():
+    """A point that another beats in both ways is not on the front."""
+    points = [charts.Point(x, y, "") for x, y in [(1, 9), (2, 8), (1.5, 7), (4, 3), (3, 3)]]
+    assert charts.pareto(points) == [(1, 9), (2, 8), (4, 3)]
+
+
+def test_axes_have_round_ticks():
+    """Ticks lie within the axis at round values."""
+    assert charts.axis("", [0.9, 12.0]).ticks() == [1.0, 2.0, 5.0, 10.0]
+    assert replace(charts.axis("", [30, 50], log=False)).ticks() == [30.0, 35.0, 40.0, 45.0, 50.0]

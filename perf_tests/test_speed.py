@@ -1,0 +1,46 @@
+"""Every claim of the table: how fast its subject is beside its reference, and how accurate."""
+
+import functools
+
+import pytest
+import torch
+
+from mpnn.regression.claims import BY_ID, CLAIMS, not_measured_here
+from mpnn.regression.roofline import peaks
+from mpnn.regression.workloads import about, accuracy, sides
+
+
+@pytest.fixture(scope="module", autouse=True)
+def flushed_denormals():
+    """exp(−z²) makes denormals, which slow some matrix products down twenty times."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def machine_peaks():
+    """What this machine reaches in a product and in a copy."""
+    return peaks()
+
+
+@pytest.mark.parametrize(
+    "id_",
+    [pytest.param(c.id, id=c.id, marks=[pytest.mark.slow] if c.slow else []) for c in CLAIMS],
+)
+def test_claim(claim, id_, machine_peaks):
+    """The subject is as many times as fast as it was when it was recorded, and as accurate."""
+    row = BY_ID[id_]
+    if reason := not_measured_here(row):
+        pytest.skip(f"not measured here: {reason}")
+    try:
+        subject, reference = sides(row)
+    except FileNotFoundError as error:
+        pytest.skip(f"not measured here: {error}")
+    claim(
+        subject,
+        reference,
+        accuracy=functools.partial(accuracy, row),
+        rule=row.rule,
+        about=about(row, machine_peaks),
+    )

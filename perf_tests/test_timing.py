@@ -1,0 +1,173 @@
+"""The instrument's arithmetic, on made-up sequences and a simulated clock."""
+
+import math
+import random
+
+import pytest
+from toys import SimulatedClock
+
+from mpnn.regression.timing import (
+    INPUTS,
+    PairedTiming,
+    Rule,
+    Verdict,
+    balanced_repeats,
+    interval,
+    judge,
+    measure,
+    median,
+    quick,
+    sign_test_bound,
+    subject_first,
+)
+
+
+def simulate(seed, ratio=1.0, expected=0.0, rule=None, noise=0.03) -> PairedTiming:
+    clock = SimulatedClock(seed, noise)
+    sides = clock.side(0.02 * ratio), clock.side(0.02)
+    return measure(*sides, rule or Rule(), expected=expected, seed=seed, clock=clock)
+
+
+def test_median_is_the_middle_value():
+    """The median of an odd number is its middle, of an even number the mean of its middle two."""
+    assert median([3.0, 1.0, 2.0]) == 2.0
+    assert median([4.0, 1.0, 2.0, 3.0]) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("n", "alpha", "k"), [(6, 0.5**6, 1), (40, 0.01, 13), (40, 0.002, 11), (200, 0.01, 84)]
+)
+def test_bound_is_the_tabulated_order_statistic(n, alpha, k):
+    """The bound is the order statistic that tables of the sign test give."""
+    assert sign_test_bound(range(1, n + 1), alpha) == k
+
+
+def test_too_few_values_have_no_bound():
+    """Six values cannot bound a median at 1 %, and the bound says so."""
+    assert sign_test_bound([1.0] * 6, 0.01) == -math.inf
+    assert interval([], 0.01) == (-math.inf, math.inf)
+
+
+def test_bound_covers_the_median_as_often_as_it_promises():
+    """Over 2,000 skewed samples the bound exceeds the true median no more often than alpha."""
+    lot, alpha, trials = random.Random(0), 0.05, 2000
+    true_median = math.log(2)  # of the exponential distribution
+    misses = sum(
+        sign_test_bound([lot.expovariate(1) for _ in range(40)], alpha) > true_median
+        for _ in range(trials)
+    )
+    exact = sum(math.comb(40, i) for i in range(15)) / 2**40
+    assert exact <= alpha
+    assert abs(misses / trials - exact) < 4 * math.sqrt(exact / trials)
+
+
+def test_a_rule_without_a_bound_is_refused():
+    """A rule whose pairs cannot reach its confidence is an error that names the way out."""
+    with pytest.raises(ValueError, match="take 9 pairs or a larger"):
+        Rule(pairs=8)
+    assert Rule(pairs=8, alpha_fail=1 / 256, alpha_pass=1 / 256).pairs == 8
+
+
+@pytest.mark.parametrize(
+    ("subject", "reference", "repeats"),
+    [
+        (0.001, 0.001, (15, 15)),
+        (0.001, 0.050, (50, 1)),
+        (0.040, 0.020, (1, 2)),
+        (0.500, 30.0, (2, 1)),
+        (30.0, 30.0, (1, 1)),
+    ],
+)
+def test_legs_are_balanced(subject, reference, repeats):
+    """Both legs last at least 15 ms and equally long, until a second is reached."""
+    assert balanced_repeats(subject, reference, Rule()) == repeats
+
+
+def test_lot_is_balanced_and_reproducible():
+    """Who goes first is even in each block of two, both ways occur, and the seed decides."""
+    order = [first for first, _ in zip(subject_first(3), range(200), strict=False)]
+    assert all(a != b for a, b in zip(order[::2], order[1::2], strict=True))
+    assert len(set(order[::2])) == 2
+    assert order == [first for first, _ in zip(subject_first(3), range(200), strict=False)]
+    assert order != [first for first, _ in zip(subject_first(4), range(200), strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"),
+    [
+        (0.0, Verdict.HOLDS),
+        (0.10, Verdict.REGRESSED),
+        (-0.10, Verdict.IMPROVED),
+        (0.03, Verdict.UNDECIDED),
+    ],
+)
+def test_verdicts_follow_the_interval(shift, verdict):
+    """A narrow interval inside, beyond, before and astride the margin gives the four verdicts."""
+    log_ratios = [0.5 + math.log1p(shift) + 0.0005 * (i % 7 - 3) for i in range(40)]
+    assert judge(log_ratios, 0.5, Rule()) is verdict
+
+
+def test_inputs_rotate_and_outputs_are_those_of_timed_calls():
+    """Each side sees the same inputs in rotation, and what its calls returned is kept."""
+    clock = SimulatedClock(0, 0.03)
+    timing = measure(clock.side(0.004), clock.side(0.02), Rule(), clock=clock)
+    assert timing.outputs == ({i: i for i in range(INPUTS)},) * 2
+    assert timing.repeats == (5, 1)
+
+
+def test_ratio_is_per_unit():
+    """A side that finishes eight proteins a call in twice the time is four times as fast."""
+    clock = SimulatedClock(1, 0.03)
+    timing = measure(clock.side(0.04, units=8), clock.side(0.02), Rule(), clock=clock)
+    assert timing.speedup == pytest.approx(4, rel=0.01)
+
+
+def test_without_expectation_every_look_is_taken():
+    """A recording has no verdict and uses all its pairs."""
+    timing = simulate(0, expected=None)
+    assert timing.verdict is None
+    assert (timing.looks, len(timing.log_ratios)) == (5, 200)
+
+
+def test_same_code_is_never_called_changed():
+    """In 200 simulated sessions of the same code none regresses, improves or stays undecided."""
+    verdicts = [simulate(seed).verdict for seed in range(200)]
+    assert set(verdicts) == {Verdict.HOLDS}
+
+
+@pytest.mark.parametrize("percent", [5, 10])
+def test_planted_slow_downs_are_caught(percent):
+    """Of 100 simulated slow-downs of 5 or 10 % at least 95 are caught and none holds."""
+    verdicts = [simulate(seed, 1 + percent / 100).verdict for seed in range(100)]
+    assert verdicts.count(Verdict.REGRESSED) >= 95
+    assert Verdict.HOLDS not in verdicts
+
+
+def test_at_the_margin_few_fail():
+    """Of 200 simulated slow-downs of exactly the margin about 1 % fail over all looks."""
+    verdicts = [simulate(seed, 1.03).verdict for seed in range(200)]
+    assert verdicts.count(Verdict.REGRESSED) <= 6
+    assert verdicts.count(Verdict.IMPROVED) == 0
+
+
+def test_a_speed_up_is_not_passed_over():
+    """A subject that became 10 % faster is called improved, so that it gets recorded."""
+    assert {simulate(seed, 0.9).verdict for seed in range(50)} == {Verdict.IMPROVED}
+
+
+def test_a_noisy_machine_stays_undecided():
+    """With 60 % noise a session says undecided rather than holds."""
+    assert simulate(0, noise=0.6).verdict is Verdict.UNDECIDED
+
+
+def test_no_look_begins_beyond_the_budget():
+    """When a look has used up the seconds of its claim there is no further one."""
+    timing = simulate(0, 1.03, rule=Rule(budget=1.0))
+    assert (timing.looks, timing.verdict) == (1, Verdict.UNDECIDED)
+
+
+def test_quick_is_coarser_and_still_exact():
+    """The quick rule is one look of 16 pairs with a margin of 10 %, and its bound exists."""
+    rule = quick(Rule())
+    assert (rule.pairs, rule.looks, rule.margin) == (16, 1, 0.10)
+    assert simulate(0, 1.25, rule=rule).verdict is Verdict.REGRESSED

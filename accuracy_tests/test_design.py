@@ -391,3 +391,18 @@ def test_scores_are_the_published_ones(name: str, monkeypatch: pytest.MonkeyPatc
     ):
         found, wanted = model.score(backbone, mode=mode).log_probs, expected[array]
         np.testing.assert_allclose(found[backbone.mask], wanted[backbone.mask], rtol=0, atol=1e-5)
+
+
+def test_the_coloured_order_is_an_option() -> None:
+    """Under the coloured order scores are others, the same for any batch; unknown orders fail."""
+    backbone = made_up_backbone(60)
+    model = made_model()
+    random = model.design(backbone, 4, temperature=1.0)
+    coloured = model.design(backbone, 4, temperature=1.0, order="coloured")
+    again = model.design(backbone, 4, temperature=1.0, order="coloured", batch_size=3)
+    assert [d.sequence for d in coloured.designs] == [d.sequence for d in again.designs]
+    assert [d.score for d in coloured.designs] != [d.score for d in random.designs]
+    with pytest.raises(InputError, match="coloured"):
+        model.design(backbone, order="sorted")
+    with pytest.raises(InputError, match="tied"):
+        model.design(backbone, order="coloured", tied="A1,A2")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from mpnn.config import NUM_LETTERS, UNKNOWN
 from mpnn.errors import InputError
+
+Order = Literal["random", "coloured"]
+"""Distributions over decoding orders: the published one, and colour classes (`coloured`)."""
 
 FIXED_WEIGHT = 1e-4  # (chain_M + 0.0001)·|r|: fixed residues come first in practice
 OMITTED = -1e8  # added to the logits of letters that must not be drawn

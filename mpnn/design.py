@@ -23,12 +23,14 @@ from mpnn.decoding import (
     FloatArray,
     IntArray,
     Key,
+    Order,
     Samples,
     decoding_order,
     make_job,
     negative_log_likelihood,
     noise,
     rank_of,
+    with_coloured_order,
 )
 from mpnn.errors import InputError
 from mpnn.optimizations import Engine, load_engine
@@ -98,6 +100,7 @@ class Model:
         seed: int | Sequence[int] = 0,
         batch_size: int = 8,
         progress: Progress = _no_progress,
+        order: Order = "random",
         **rules: Any,
     ) -> Designs:
         """Draws sequences for a structure.
@@ -112,11 +115,15 @@ class Model:
             seed: one or several.
             batch_size: samples drawn side by side; bounds memory.
             progress: called after each batch with its share of the work; shares add up to 1.
+            order: "random" as published, or "coloured": about half the steps, another distribution
+                over orders (`mpnn.decoding.coloured`), no ties.
             rules: fields of `mpnn.Rules`: chains, fixed, tied, omit, bias, …
 
         Raises:
             InputError: a value or rule cannot be used, or nothing is left to design.
         """
+        if order not in get_args(Order):
+            raise InputError(f"order {order!r} is unknown; take {', '.join(get_args(Order))}")
         keys = design_keys(num_seqs, temperature, seed)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
@@ -131,6 +138,8 @@ class Model:
         for start in range(0, len(keys), batch_size):
             some = keys[start : start + batch_size]
             job = make_job(task.S[None], [task.constraints], some)
+            if order == "coloured":
+                job = with_coloured_order(job, [self.engine.neighbors(task.encoding, 0)])
             designs += _as_designs(task, some, self.engine.sample(task.encoding, job))
             progress(len(some) / len(keys))
         return Designs(**vars(task.target), native=native, designs=tuple(designs))

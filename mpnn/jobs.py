@@ -48,6 +48,7 @@ def design(paths: Sequence[str], options: DesignOptions) -> int:
             seeds,
             options.batch_size,
             advance,
+            options.order.value,
             **rules,
         )
         text = render_designs(designs, options.format, model.name, VERSION)

@@ -28,6 +28,13 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class Order(StrEnum):
+    """Orders of decoding."""
+
+    random = "random"
+    coloured = "coloured"
+
+
 Files = Annotated[
     list[str], Argument(help="PDB or mmCIF files (.gz too), or folders of them.", metavar="FILE")
 ]
@@ -77,6 +84,9 @@ class DesignOptions(RunOptions):
     bias_per_residue: Annotated[
         str | None, Option(help='JSON file, bias by place: {"A12": {"F": 1.5}}.')
     ] = None
+    order: Annotated[
+        Order, Option(help="Order of decoding: random as published, or coloured: fewer steps.")
+    ] = Order.random
     batch_size: Annotated[
         int, Option(help="Sequences drawn side by side; bounds memory, changes no result.")
     ] = 8

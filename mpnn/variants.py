@@ -49,4 +49,3 @@ VARIANTS: dict[str, Variant] = {
     "exact": Variant(engine="exact"),
 }
 """Every variant that a claim or a user can name."""
-

@@ -11,7 +11,8 @@ from html import escape
 from pathlib import Path
 
 from mpnn.errors import InputError
-from mpnn.regression import baselines, charts
+from mpnn.output import write_whole
+from mpnn.regression import baselines, charts, scaling
 from mpnn.regression.baselines import Row, Run
 from mpnn.regression.claims import CLAIMS, Claim, Compare, not_measured_on
 from mpnn.regression.table import bracket, markdown, seconds, times
@@ -114,8 +115,9 @@ def claims_markdown(root: Path) -> str:
     for run in runs or [None]:
         title = "No run is stored yet." if run is None else _caption(run)
         sections.append(f"{title}\n\n{markdown(HEADINGS, (e.cells() for e in entries(run)))}")
-    study = study_markdown(root)
-    return "\n\n".join([*sections, study] if study else sections)
+    sections += [scaling.scaling_markdown(folder) for folder in baselines.machines(root)]
+    sections.append(study_markdown(root))
+    return "\n\n".join(filter(None, sections))
 
 
 def study_markdown(root: Path) -> str:
@@ -151,7 +153,7 @@ def renew_readme(root: Path, readme: Path) -> bool:
     """
     text = readme.read_text(encoding="utf-8")
     renewed = into_readme(text, claims_markdown(root))
-    _write_whole(readme, renewed)
+    write_whole(readme, renewed)
     return renewed != text
 
 
@@ -164,20 +166,15 @@ def write_html(root: Path, path: Path) -> None:
     folders = baselines.machines(root)
     if not folders:
         raise InputError(f"{root} holds no stored run; `tox -e record` stores one")
-    parts = [_machine_section(baselines.history(folder)) for folder in folders]
+    parts = [_machine_section(folder) for folder in folders]
     study = study_markdown(root)
     if study:
         parts.append(f"<h2>The gate itself</h2>{_html_table(study)}")
-    _write_whole(path, PAGE.replace("{{body}}", "\n".join(parts)))
+    write_whole(path, PAGE.replace("{{body}}", "\n".join(parts)))
 
 
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _machine_section(runs: Sequence[Run]) -> str:
+def _machine_section(folder: Path) -> str:
+    runs = baselines.history(folder)
     latest = runs[-1]
     found = entries(latest)
     made_up = [entry for entry in found if "@" not in entry.claim.id]
@@ -189,6 +186,9 @@ def _machine_section(runs: Sequence[Run]) -> str:
             speed_against_recovery(made_up),
             "<h3>Roofline</h3>",
             roofline(made_up),
+            "<h3>Scaling</h3>",
+            scaling.figures(folder),
+            _html_table(scaling.scaling_markdown(folder)),
             "<h3>History</h3>",
             _history(runs),
         ]

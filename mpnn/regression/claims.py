@@ -11,9 +11,7 @@ import platform
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mpnn.optimizations import ENGINES
 from mpnn.regression.timing import Rule
-from mpnn.variants import VARIANTS
 
 STANDARD = Rule()
 
@@ -49,10 +47,11 @@ class Claim:
     Attributes:
         id: also the id of the test and of the stored row.
         what: one line for people.
-        subject: a name in `VARIANTS`; '' where its code does not exist.
+        subject: a name in `mpnn.variants.VARIANTS`, or an engine (a name, or `module:class`) to
+            run the published network with; '' where its code does not exist.
         workload: a name in `mpnn.regression.workloads.WORKLOADS`.
         published: the figure that is put to the test.
-        reference: a name in `VARIANTS`.
+        reference: as the subject.
         compare: what accuracy means for this row.
         rule: pairs, looks and margin of the gate.
         platform: "any", or the one that its figure is about.
@@ -205,8 +204,4 @@ def not_measured_on(claim: Claim, apple: bool) -> str:
     """
     if claim.platform == _APPLE and not apple:
         return f"needs {_APPLE}" + (f", and {claim.missing}" if claim.missing else "")
-    if claim.missing:
-        return claim.missing
-    engines = {VARIANTS[name].engine for name in (claim.subject, claim.reference)}
-    unknown = engines - ENGINES.keys()
-    return f"engine {', '.join(sorted(unknown))} not built yet" if unknown else ""
+    return claim.missing

@@ -74,8 +74,12 @@ class Entry:
             return "measured"
         met = self.interval[1] * (1 + self.row["margin"]) >= published.speedup
         speed = "*holds*" if met else "*does not hold*"
-        untrained = self.claim.compare is Compare.RECOVERY and "recovery" not in self.figures
-        return f"speed {speed}, accuracy open" if untrained else speed
+        if self.claim.compare is Compare.EQUAL:
+            return speed
+        if "recovery" not in self.figures:
+            return f"speed {speed}, accuracy open"
+        points = self.figures["recovery"] - self.figures["reference_recovery"]
+        return f"speed {speed}, recovery {points:+.1f} points"
 
     @property
     def figures(self) -> Mapping[str, float]:
@@ -270,9 +274,11 @@ def _history(runs: Sequence[Run]) -> str:
 
 def _caption(run: Run) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    hows = sorted({row.get("recovery_how", "") for row in run.rows.values()} - {""})
     return (
         f"{run.hardware}, {run.threads} threads, {versions}; "
         f"commit {run.commit[:8]}, {run.datetime[:10]}."
+        f"{''.join(f' Recovery, stored with each checkpoint: {how}.' for how in hows)}"
     )
 
 

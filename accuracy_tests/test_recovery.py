@@ -70,6 +70,18 @@ def test_top1_counts_where_the_native_letter_is_likeliest():
     assert r.top1(log_probs, NATIVE, np.ones(L, bool)) == 0.5
 
 
+def test_diversity_is_the_share_of_differing_letters():
+    """Equal samples have diversity 0, samples that differ at half the residues 0.5."""
+    S = np.tile(NATIVE, (3, 1))
+    assert r.diversity(S, COUNTED) == 0
+    half = np.flatnonzero(COUNTED)[::2]
+    other = NATIVE.copy()
+    other[half] = (other[half] + 1) % 20
+    pair = np.stack([NATIVE, other])
+    assert r.diversity(pair, COUNTED) == pytest.approx(len(half) / COUNTED.sum())
+    assert np.isnan(r.diversity(NATIVE[None], COUNTED))
+
+
 @given(seed=st.integers(0, 2**32 - 1))
 def test_divergence_is_zero_to_itself_and_positive_otherwise(seed):
     """KL of a distribution from itself is 0; from another it is positive."""
@@ -147,6 +159,14 @@ def test_measuring_twice_gives_the_same_outcome(model, backbones):
         assert np.array_equal(a.S, b.S)
         assert np.array_equal(a.log_probs, b.log_probs)
         assert not np.array_equal(a.S, c.S)
+
+
+def test_order_changes_the_scores_and_not_the_proteins(model, backbones):
+    """Under the coloured order the same proteins are measured, with other log-probabilities."""
+    engine = load_engine("exact", model)
+    random, coloured = (r.measure(engine, backbones, 2, order=o) for o in ("random", "coloured"))
+    assert [o.name for o in random] == [o.name for o in coloured]
+    assert any((a.log_probs != b.log_probs).any() for a, b in zip(random, coloured, strict=True))
 
 
 def test_engines_are_measured_under_common_noise(model, backbones):

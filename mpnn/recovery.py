@@ -17,7 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from mpnn.backbone import Backbone
 from mpnn.batch import Batch
 from mpnn.config import ALPHABET, UNKNOWN
-from mpnn.decoding import Constraints, IntArray, Key, make_job
+from mpnn.decoding import (
+    Constraints,
+    IntArray,
+    Key,
+    Order,
+    make_job,
+    with_coloured_order,
+)
 from mpnn.errors import InputError
 from mpnn.optimizations import Engine
 
@@ -30,6 +37,12 @@ CONFIDENCE = 0.95
 def recovery(S: IntArray, native: IntArray, counted: Mask) -> float:
     """Share of counted residues with the native letter, mean over samples: [N, L], [L], [L]."""
     return float((native == S)[..., counted].mean())
+
+
+def diversity(S: IntArray, counted: Mask) -> float:
+    """Share of counted residues at which two samples differ, mean over pairs; NaN for one."""
+    a, b = np.triu_indices(len(S), 1)
+    return float((S[a] != S[b])[:, counted].mean()) if len(a) else float("nan")
 
 
 def negative_log_likelihood(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
@@ -107,6 +120,11 @@ class Outcome:
         return recovery(self.S, self.native, self.counted)
 
     @property
+    def diversity(self) -> float:
+        """See `diversity`."""
+        return diversity(self.S, self.counted)
+
+    @property
     def expected_recovery(self) -> float:
         """See `expected_recovery`."""
         return expected_recovery(self.log_probs, self.native, self.counted)
@@ -140,8 +158,9 @@ def measure(
     num_samples: int = 4,
     temperature: float = 0.1,
     seed: int = 0,
+    order: Order = "random",
 ) -> list[Outcome]:
-    """Samples and scores every backbone: free design, random orders, one backbone at a time.
+    """Samples and scores every backbone: free design, one backbone at a time.
 
     The noise is keyed by (seed, sample, residue), so two engines or two networks measured with the
     same seed are compared under the same noise and orders.
@@ -150,10 +169,10 @@ def measure(
         InputError: a backbone has no complete residue of known letter.
     """
     keys = [Key(seed, sample, temperature) for sample in range(num_samples)]
-    return [_outcome(engine, backbone, keys) for backbone in backbones]
+    return [_outcome(engine, backbone, keys, order) for backbone in backbones]
 
 
-def _outcome(engine: Engine, backbone: Backbone, keys: list[Key]) -> Outcome:
+def _outcome(engine: Engine, backbone: Backbone, keys: list[Key], order: Order) -> Outcome:
     native = np.array([ALPHABET.index(letter) for letter in backbone.sequence])
     counted = backbone.mask & (native != UNKNOWN)
     if not counted.any():
@@ -162,6 +181,8 @@ def _outcome(engine: Engine, backbone: Backbone, keys: list[Key]) -> Outcome:
         )
     encoding = engine.encode(Batch.from_backbones([backbone], engine.device, engine.dtype))
     job = make_job(native[None], [Constraints.free(backbone.mask)], keys)
+    if order == "coloured":
+        job = with_coloured_order(job, [engine.neighbors(encoding, 0)])
     letters = np.tile(native, (1, len(keys), 1))
     log_probs = engine.log_probs(encoding, letters, job.rank)[0]
     return Outcome(backbone.name, native, counted, engine.sample(encoding, job).S[0], log_probs)

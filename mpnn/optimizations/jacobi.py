@@ -4,7 +4,9 @@ A pass computes every residue given the last pass's letters and draws every lett
 noise. By induction over the ranks, letters that depend on settled letters alone are settled one
 pass later, so an unchanged pass is the proof that the letters are those of one-at-a-time decoding.
 A pass costs a whole teacher-forced evaluation, where a wavefront computes each residue once: it
-pays only where steps are dear and arithmetic is cheap.
+pays only where steps are dear and arithmetic is cheap. With v_48_020 at T = 0.1, 5L33 takes 6
+passes against 56 steps (106 residues), 4YOW 9 against 69 (681 residues). On one CPU core the
+wavefront is 1.4 to 10 times as fast; a GPU, where launches bound the time, is still to be measured.
 """
 
 from __future__ import annotations

@@ -1,0 +1,105 @@
+"""Recovery of networks, run in several ways, on one declared set: `tox -e accuracy`.
+
+Needs ts50.npz in MPNN_DATA and, for rows about published weights, MPNN_WEIGHTS. Rows are paired
+with their yardstick on the same proteins, orders and noise. Rows already stored and not measured
+again stay as they are.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mpnn.datasets import ChainSet, find_data
+from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
+from mpnn.optimizations import load_engine
+from mpnn.output import write_whole
+from mpnn.recovery import compare, measure, summarize
+from mpnn.weights import load_weights, shipped
+
+TARGET = Path(__file__).parents[1] / "baselines" / "recovery.json"
+SAMPLES, SEED = 4, 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network, run in one way, and the row it is held against."""
+
+    weights: str
+    k: int | None = None  # neighbours at run time; None for those it was trained with
+    order: str = "random"
+    temperature: float = 0.1
+    against: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Unique name of the row."""
+        parts = [self.weights, f"k={self.k}" if self.k else "", self.order, f"T={self.temperature}"]
+        return " ".join(part for part in parts if part and part != "random")
+
+
+YARDSTICK = Row("v_48_020")
+PUBLISHED = [
+    YARDSTICK,
+    *(Row(name) for name in ("v_48_002", "v_48_010", "v_48_030", "soluble_v_48_020")),
+    *(replace(YARDSTICK, k=k, against=YARDSTICK.id) for k in (30, 16, 12)),
+    replace(YARDSTICK, order="coloured", against=YARDSTICK.id),
+    *(replace(YARDSTICK, temperature=t, against=YARDSTICK.id) for t in (0.2, 0.5, 1.0)),
+]
+
+
+def with_neighbors(model, k):
+    """The same weights reading k neighbours of each residue."""
+    other = ProteinMPNN(replace(model.config, k_neighbors=k))
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def outcomes(row, backbones):
+    """Samples and scores of a row on every backbone."""
+    model, _ = load_weights(row.weights)
+    engine = load_engine("exact", model if row.k is None else with_neighbors(model, row.k))
+    return measure(engine, backbones, SAMPLES, row.temperature, SEED, row.order)
+
+
+def main():
+    """Measures the rows asked for and stores them beside those that stand."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="measure rows whose id contains this, and their yardsticks")
+    only = parser.parse_args().only or ""
+    torch.set_num_threads(1)
+    rows = [*PUBLISHED, *(Row(name) for name in shipped())]
+    chosen = {row.id: row for row in rows if only in row.id}
+    needed = {row.against for row in chosen.values()} - {None}
+    chosen = {row.id: row for row in rows if row.id in needed} | chosen
+    backbones = list(ChainSet(find_data("ts50.npz")))
+    stored = json.loads(TARGET.read_text()) if TARGET.exists() else {"rows": {}}
+    found = {}
+    for id_, row in chosen.items():
+        start = time.monotonic()
+        try:
+            found[id_] = outcomes(row, backbones)
+        except InputError as error:
+            sys.stderr.write(f"{id_}: not measured here: {error}\n")
+            continue
+        entry = asdict(row) | {"samples": SAMPLES} | asdict(summarize(found[id_]))
+        entry["diversity"] = float(np.mean([o.diversity for o in found[id_]]))
+        if row.against in found:
+            entry["difference"] = asdict(compare(found[id_], found[row.against]))
+        stored["rows"][id_] = entry
+        stored["set"] = "TS50, 50 chains, 6,861 residues"
+        order = [row.id for row in rows]
+        stored["rows"] = dict(sorted(stored["rows"].items(), key=lambda kv: order.index(kv[0])))
+        write_whole(TARGET, json.dumps(stored, indent=1) + "\n")
+        recovery = entry["recovery"]["mean"]
+        sys.stderr.write(f"{id_}: {recovery:.1%} in {time.monotonic() - start:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()

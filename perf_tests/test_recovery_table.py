@@ -1,0 +1,35 @@
+"""The stored measurements of recovery, as the README shows them."""
+
+import json
+
+from mpnn.regression.recovery_table import STUDY, recovery_markdown
+
+HALF = {"mean": 0.5, "low": 0.45, "high": 0.55}
+ROW = {
+    "weights": "v_48_020",
+    "k": None,
+    "order": "random",
+    "temperature": 0.1,
+    "samples": 4,
+    "recovery": HALF,
+    "perplexity": 5.126,
+    "top1": HALF,
+    "diversity": 0.3,
+}
+
+
+def test_rows_say_how_a_network_was_run_and_against_what(tmp_path):
+    """Each row names weights and way, recovery with its interval, and the paired difference."""
+    loss = {"recovery": {"mean": -0.07, "low": -0.08, "high": -0.06}}
+    fewer = {**ROW, "k": 16, "order": "coloured", "difference": loss}
+    study = {"set": "TS50", "rows": {"a": ROW, "b": fewer}}
+    (tmp_path / STUDY).write_text(json.dumps(study))
+    lines = recovery_markdown(tmp_path).splitlines()
+    assert lines[-2] == "| `v_48_020` | T=0.1 | 50.0 [45.0, 55.0] | – | 5.13 | 50.0 | 30.0 |"
+    assert "| k=16, coloured order, T=0.1 |" in lines[-1]
+    assert "| -7.0 [-8.0, -6.0] |" in lines[-1]
+
+
+def test_nothing_measured_gives_no_table(tmp_path):
+    """Without the stored study there is no table at all."""
+    assert recovery_markdown(tmp_path) == ""

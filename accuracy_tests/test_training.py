@@ -26,7 +26,8 @@ from mpnn.training_data import (
     draws_for_step,
     packed,
 )
-from mpnn.weights import formula_weights, load_checkpoint, save_checkpoint
+from mpnn.training_job import read_config
+from mpnn.weights import SHIPPED, formula_weights, load_checkpoint, save_checkpoint
 
 LENGTHS = (30, 41, 56, 64, 72)
 CLUSTERS = (7, 7, 9, 9, 30)  # three clusters of two, two and one chains
@@ -192,20 +193,14 @@ def test_every_chain_of_a_cluster_comes_up(chains):
 
 
 def test_chains_repeat_after_the_rounds_given(chains):
-    """With two rounds a cluster's chain of round 5 is that of round 1; noise and order are new."""
-    config = DrawConfig(rounds=2)
-    crops = [draw(chains, config, number) for number in range(3 * 6)]
-    by_round = [{CLUSTERS[c.chain]: c for c in crops[3 * i : 3 * i + 3]} for i in range(6)]
-    for cluster in set(CLUSTERS):
-        early, late = by_round[1][cluster], by_round[5][cluster]
-        assert early.chain == late.chain == draw_of(chains, cluster).chain
-        assert not np.array_equal(early.residues.coords, late.residues.coords)
-
-
-def draw_of(chains: TrainingChains, cluster: int) -> Crop:
-    """The crop of a cluster in round 1 when chains never repeat."""
-    crops = [draw(chains, DrawConfig(), number) for number in range(3, 6)]
-    return next(c for c in crops if CLUSTERS[c.chain] == cluster)
+    """With two rounds a cluster's chain of round 5 is that of round 1; the noise is new."""
+    crops = [draw(chains, DrawConfig(rounds=2), number) for number in range(18)]
+    for early in crops[3:6]:
+        late = next(c for c in crops[15:] if CLUSTERS[c.chain] == CLUSTERS[early.chain])
+        assert late.chain == early.chain
+        assert not np.array_equal(late.residues.coords, early.residues.coords)
+    free = [draw(chains, DrawConfig(), number).chain for number in range(6)]
+    assert free == [c.chain for c in crops[:6]]
 
 
 def test_a_draw_depends_on_seed_and_number_alone(chains, chain_file):
@@ -357,7 +352,7 @@ def test_loss_goes_down_on_one_chain(tmp_path, config):
     seen = []
     train(
         dataclasses.replace(
-            config, data=str(one), steps=120, decay_steps=20, learning_rate=1e-2, report_every=20
+            config, data=str(one), steps=60, decay_steps=20, learning_rate=2e-2, report_every=10
         ),
         seen.append,
     )
@@ -446,13 +441,21 @@ def test_a_student_comes_nearer_to_its_teacher(config, teacher_file, tmp_path):
             teacher=teacher_file,
             targets=str(tmp_path / "t"),
             teacher_weight=1.0,
-            steps=100,
-            learning_rate=5e-3,
-            report_every=20,
+            steps=40,
+            learning_rate=1e-2,
+            report_every=10,
         ),
         seen.append,
     )
     assert seen[-1].loss < 0.9 * seen[0].loss
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_settings_of_shipped_runs_are_read(path):
+    """The settings beside a shipped checkpoint are those of a run of its architecture."""
+    config = read_config(str(path))
+    assert config.architecture == path.stem
+    assert Path(config.weights).name == f"{path.stem}.safetensors"
 
 
 # Errors

@@ -28,7 +28,7 @@ class Flip:
     @property
     def is_rounding(self) -> bool:
         """True where differences in rounding alone can have flipped the draw."""
-        return self.margin <= 2 * ROUNDING
+        return abs(self.margin) <= 2 * ROUNDING
 
 
 def flips(job: Job, a: Samples, b: Samples) -> list[Flip]:

@@ -172,8 +172,9 @@ class _Run:
             self.teacher = Teacher(
                 config.teacher, self.chains, config.teacher_orders, config.targets, config.device
             )
-        torch.manual_seed(config.seed)
-        self.model = ProteinMPNN(ARCHITECTURES[config.architecture]).to(config.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = ProteinMPNN(ARCHITECTURES[config.architecture]).to(config.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             betas=ADAM_BETAS,

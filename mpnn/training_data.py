@@ -106,9 +106,9 @@ class DrawConfig:
     rounds: int | None = None  # rounds after which a cluster's chains repeat; None: never
 
 
-def generator(*key: int) -> np.random.Generator:
-    """Random numbers of their own for every key of up to two numbers."""
-    return np.random.Generator(np.random.Philox(key=np.array([*key, 0][:2], np.uint64)))
+def generator(first: int, second: int) -> np.random.Generator:
+    """Random numbers of their own for every pair of numbers."""
+    return np.random.Generator(np.random.Philox(key=np.array([first, second], np.uint64)))
 
 
 def fixed_rank(length: int, chain: int, order: int) -> IntArray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mpnn.config import ARCHITECTURES, ModelConfig
 from mpnn.optimizations import Engine, load_engine
-from mpnn.weights import formula_weights
+from mpnn.weights import Card, formula_weights, load_weights, shipped
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Variant:
 
     Attributes:
         architecture: a name in `ARCHITECTURES`; what is computed. It names the checkpoint too.
-        engine: a name in `mpnn.optimizations.ENGINES`; how it is computed.
+        engine: what `mpnn.optimizations.load_engine` takes; how it is computed.
         batch: proteins per call.
         device: where.
     """
@@ -30,9 +30,20 @@ class Variant:
         """Size of the network."""
         return ARCHITECTURES[self.architecture]
 
+    @property
+    def card(self) -> Card | None:
+        """The card of the shipped checkpoint; None while there is none."""
+        return load_weights(self.architecture)[1] if self.architecture in shipped() else None
+
     def load(self) -> Engine:
-        """The engine with weights made by formula: times do not depend on their values."""
-        return load_engine(self.engine, formula_weights(self.config), self.device)
+        """The engine with the shipped checkpoint, or with weights by formula while there is none.
+
+        Times do not depend on the values of weights; recovery does, and is stated of checkpoints
+        alone.
+        """
+        trained = self.architecture in shipped()
+        model = load_weights(self.architecture)[0] if trained else formula_weights(self.config)
+        return load_engine(self.engine, model, self.device)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -48,4 +59,9 @@ VARIANTS: dict[str, Variant] = {
     "minimal-k30-batch-8": Variant("minimal-k30", batch=8),
     "exact": Variant(engine="exact"),
 }
-"""Every variant that a claim or a user can name."""
+"""Every variant that has a name."""
+
+
+def find_variant(name: str) -> Variant:
+    """The variant of this name; any other name is an engine's, and means the published network."""
+    return VARIANTS.get(name) or Variant(engine=name)

@@ -5,16 +5,21 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mpnn.config import ARCHITECTURES
+from mpnn import weights
+from mpnn.config import ARCHITECTURES, ModelConfig
+from mpnn.decoding import Samples
 from mpnn.errors import InputError
+from mpnn.optimizations import load_engine
 from mpnn.regression import baselines, charts, report
-from mpnn.regression.claims import BY_ID, CLAIMS, Compare, not_measured_here, not_measured_on
+from mpnn.regression.claims import BY_ID, CLAIMS, Compare, not_measured_on
 from mpnn.regression.roofline import network_work
 from mpnn.regression.table import session_table
-from mpnn.regression.workloads import WORKLOADS, about
-from mpnn.variants import VARIANTS
+from mpnn.regression.workloads import WORKLOADS, about, recovery
+from mpnn.variants import Variant, find_variant
+from mpnn.weights import formula_weights, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED_ROWS = [
@@ -24,6 +29,30 @@ PUBLISHED_ROWS = [
     "cpu-knn", "mixed-precision", "half", "bfloat16", "torch-compile", "int8", "torchscript",
     "onnx", "distillation", "non-autoregressive", "ssm", "target",
 ]  # fmt: skip
+TINY = ModelConfig(1, 1, 8, 4)
+TRAINED = {
+    "recovery": 42.0, "recovery_low": 40.0, "recovery_high": 44.0, "reference_recovery": 44.5,
+}  # fmt: skip
+HOW = "4 samples at T=0.1"
+UNIFORM = [Samples(np.zeros((1, 1, 5), np.int64), np.full((1, 1, 5, 21), -np.log(21)))]
+
+
+def card(mean):
+    stated = {"proteins": 50, "recovery": [mean, mean - 1.5, mean + 1.5]}
+    return {"name": "made", "measured": {"how": HOW, "sets": {"ts50": stated}}}
+
+
+@pytest.fixture
+def ship(tmp_path, monkeypatch):
+    """Ships a made-up checkpoint of an architecture, in place of those that are there."""
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+
+    def ship(name, mean):
+        model = formula_weights(ARCHITECTURES[name])
+        model.W_out.bias.data[0] = mean
+        save_checkpoint(tmp_path / f"{name}.safetensors", model, card(mean))
+
+    return ship
 
 
 def row(claim, speedup, width=0.02, passed=True, **figures):
@@ -76,15 +105,16 @@ def test_claims_have_unique_ids():
 def test_claims_refer_to_what_exists(claim):
     """A claim names a workload and variants that exist, or says why it has no subject."""
     assert claim.workload in WORKLOADS
-    assert claim.reference in VARIANTS
-    assert claim.subject in VARIANTS or (not claim.subject and claim.missing)
-    assert not_measured_here(claim) or claim.subject
+    assert bool(claim.subject) != bool(claim.missing)
+    for name in filter(None, (claim.subject, claim.reference)):
+        assert load_engine(find_variant(name).engine, formula_weights(TINY))
 
 
 @pytest.mark.parametrize("claim", [c for c in CLAIMS if c.subject], ids=lambda c: c.id)
 def test_equal_outputs_are_only_claimed_of_equal_networks(claim):
     """A lossless claim compares one architecture with itself; any other is judged by recovery."""
-    same = VARIANTS[claim.subject].architecture == VARIANTS[claim.reference].architecture
+    subject, reference = find_variant(claim.subject), find_variant(claim.reference)
+    same = subject.architecture == reference.architecture
     assert same == (claim.compare is Compare.EQUAL)
 
 
@@ -117,7 +147,7 @@ def test_session_table_fits_a_terminal():
         ("batching", row(BY_ID["batching"], 2.0), "*does not hold*"),
         ("batching", row(BY_ID["batching"], 3.2, passed=False), "**void**: accuracy failed"),
         ("minimal", row(BY_ID["minimal"], 2.0), "speed *holds*, accuracy open"),
-        ("minimal", row(BY_ID["minimal"], 2.0, recovery=42.0), "*holds*"),
+        ("minimal", row(BY_ID["minimal"], 2.0, **TRAINED), "speed *holds*, recovery -2.5 points"),
         ("ssm", None, "*not measured here* (architecture not built yet)"),
     ],
 )
@@ -185,12 +215,62 @@ def test_a_page_without_runs_is_refused(tmp_path):
 def test_recovery_moves_a_point_into_the_chart(tmp_path):
     """A row with a recovery shows as a measured point with its interval."""
     claim = BY_ID["minimal"]
-    trained = row(claim, 2.0, recovery=42.0, recovery_low=40.0, recovery_high=44.0)
+    trained = row(claim, 2.0, **TRAINED)
     run = stored(tmp_path, minimal=trained)
     chart = report.speed_against_recovery(report.entries(run))
     assert "minimal: 2, 42" in chart
     assert "minimal (published): 1.84, 6.6" in chart
     assert "trained checkpoint" not in chart
+
+
+def test_a_variant_runs_its_shipped_checkpoint(ship):
+    """Weights come from the checkpoint of the variant's architecture, by formula without one."""
+    variant = Variant("minimal-fast")
+    assert variant.card is None
+    assert variant.load().model.W_out.bias[0] != 40.0
+    ship("minimal-fast", 40.0)
+    assert variant.card == card(40.0)
+    assert variant.load().model.W_out.bias[0] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("cards", "text"),
+    [
+        ((None, None), "untrained"),
+        ((None, card(44.3)), "untrained"),
+        ((card(41.0), None), "recovery 41.0 % [39.5, 42.5], reference untrained, ts50, stored"),
+    ],
+)
+def test_an_untrained_side_leaves_recovery_open(cards, text):
+    """While either checkpoint is missing the row says so and carries no figure to judge by."""
+    found = recovery(UNIFORM, *cards)
+    assert found.passed
+    assert found.text == text
+    assert "recovery" not in found.figures
+
+
+def test_two_checkpoints_give_a_row_its_recovery():
+    """With both checkpoints the row carries the figures of their cards, as stored."""
+    found = recovery(UNIFORM, card(41.0), card(44.3))
+    assert found.text.startswith("recovery 41.0 % [39.5, 42.5], reference 44.3 % [42.8, 45.8]")
+    stated = {key: found.figures[key] for key in TRAINED}
+    assert stated == dict(zip(TRAINED, (41.0, 39.5, 42.5, 44.3), strict=True))
+
+
+def test_probabilities_that_do_not_sum_to_one_fail():
+    """A recovery claim whose outputs are no distributions fails, trained or not."""
+    wrong = [replace(UNIFORM[0], log_probs=UNIFORM[0].log_probs + 0.1)]
+    assert not recovery(wrong, None, None).passed
+    assert not recovery(wrong, card(41.0), card(44.3)).passed
+
+
+def test_conditions_of_recovery_are_told(ship, tmp_path):
+    """A table with recoveries says how they were measured; one without says nothing of it."""
+    assert "Recovery" not in report.claims_markdown(stored(tmp_path / "a").path.parents[1])
+    ship("minimal", 41.0)
+    assert f"stored with each checkpoint: {HOW}." in report.claims_markdown(
+        stored(tmp_path / "b").path.parents[1]
+    )
 
 
 def test_pareto_front_keeps_what_nothing_beats():

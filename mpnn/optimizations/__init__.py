@@ -50,15 +50,26 @@ ENGINES: dict[str, str] = {
 
 
 def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu") -> Engine:
-    """Makes the engine `name` for a model with its weights.
+    """Makes an engine for a model with its weights.
+
+    Args:
+        name: in `ENGINES`, or the `module:class` of an engine that is not registered.
+        model: the network.
+        device: where to run it.
 
     Raises:
-        InputError: for an unknown name; the message lists those that exist.
+        InputError: there is no such engine, or what it imports is not installed.
     """
-    if name not in ENGINES:
-        raise InputError(f"no engine {name!r}; there are: {', '.join(ENGINES)}")
-    module, cls = ENGINES[name].split(":")
-    engine: Engine = getattr(importlib.import_module(module), cls)(model, device)
+    module, _, cls = ENGINES.get(name, name).partition(":")
+    if not module or not cls:
+        raise InputError(
+            f"no engine {name!r}; there are: {', '.join(ENGINES)}, or module:class of your own"
+        )
+    try:
+        make = getattr(importlib.import_module(module), cls)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise InputError(f"engine {name}: {error}") from error
+    engine: Engine = make(model, device)
     return engine
 
 

@@ -226,10 +226,10 @@ def equality(pairs: Sequence[Pair]) -> Accuracy:
     text = "equal"
     if found:
         name, flip = (changed or found)[0]
-        what = f"{len(changed)} sequences differ" if changed else f"{len(found)} near-ties flipped"
+        what = f"changed sequences: {len(changed)}" if changed else f"near-ties: {len(found)}"
         text = (
-            f"{what}, the first at residue {flip.residue} of sample {flip.sample} of {name} "
-            f"(margin {flip.margin:.0e} nats)"
+            f"{what}, first at residue {flip.residue} of sample {flip.sample} of {name} "
+            f"(margin {flip.margin:.0e})"
         )
     return Accuracy(
         passed=not changed and largest <= ROUNDING,

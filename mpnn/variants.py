@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpnn.config import ARCHITECTURES, ModelConfig
+from mpnn.decoding import Order
 from mpnn.optimizations import Engine, load_engine
 from mpnn.weights import Card, formula_weights, load_weights, shipped
 
@@ -18,12 +19,14 @@ class Variant:
         engine: what `mpnn.optimizations.load_engine` takes; how it is computed.
         batch: proteins per call.
         device: where.
+        order: distribution over decoding orders.
     """
 
     architecture: str = "baseline"
     engine: str = "reference"
     batch: int = 1
     device: str = "cpu"
+    order: Order = "random"
 
     @property
     def config(self) -> ModelConfig:
@@ -58,6 +61,9 @@ VARIANTS: dict[str, Variant] = {
     "minimal-batch-8": Variant("minimal", batch=8),
     "minimal-k30-batch-8": Variant("minimal-k30", batch=8),
     "exact": Variant(engine="exact"),
+    "jacobi": Variant(engine="jacobi"),
+    "baseline-coloured": Variant(order="coloured"),
+    "exact-coloured": Variant(engine="exact", order="coloured"),
 }
 """Every variant that has a name."""
 

@@ -7,13 +7,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from mpnn.backbone import Backbone
 from mpnn.batch import Batch
-from mpnn.decoding import Constraints, IntArray, Job, Key, Samples, make_job
+from mpnn.decoding import (
+    Constraints,
+    IntArray,
+    Job,
+    Key,
+    Order,
+    Samples,
+    make_job,
+    with_coloured_order,
+)
 from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.optimizations import Engine
 from mpnn.regression.claims import Claim, Compare
@@ -75,12 +84,13 @@ class Task:
     job: Job
     native: IntArray  # [B, N, L]
     lengths: tuple[int, ...]
+    order: Order = "random"
 
     def run(self, engine: Engine, sample: bool) -> list[Samples]:
         """Encodes and scores or samples; one output, of B = 1, for each protein."""
         encoding = engine.encode(self.batch)
         if sample:
-            found = engine.sample(encoding, self.job)
+            found = engine.sample(encoding, self.ordered(engine, encoding))
         else:
             log_probs = engine.log_probs(encoding, self.native, self.job.rank)
             found = Samples(self.native, log_probs)
@@ -89,6 +99,13 @@ class Task:
             Samples(found.S[b : b + 1, :, :length], found.log_probs[b : b + 1, :, :length])
             for b, length in enumerate(self.lengths)
         ]
+
+    def ordered(self, engine: Engine, encoding: Any) -> Job:
+        """The job under the task's order; finding it is part of the work."""
+        if self.order == "random":
+            return self.job
+        graphs = [engine.neighbors(encoding, b) for b in range(len(self.lengths))]
+        return with_coloured_order(self.job, graphs)
 
 
 def sides(claim: Claim) -> tuple[Side, Side]:
@@ -140,7 +157,8 @@ def make_tasks(
         constraints = [constraint(workload, seed, backbone) for backbone in group]
         job = make_job(batch.S.cpu().numpy(), constraints, keys)
         native = np.repeat(job.S[:, None], len(keys), axis=1)
-        tasks.append(Task(batch, job, native, tuple(len(backbone) for backbone in group)))
+        lengths = tuple(len(backbone) for backbone in group)
+        tasks.append(Task(batch, job, native, lengths, variant.order))
     return tasks
 
 

@@ -29,6 +29,7 @@ from mpnn.regression.timing import Clock, PairedTiming, Rule, Side, Verdict
 DEFAULT_STORAGE = "file://./.benchmarks"
 GATE = pytest.StashKey[Gate]()
 COLLECTED = pytest.StashKey[list[str]]()  # before deselection
+GATED = pytest.StashKey[set[str]]()  # those that every session gates: all but the slow ones
 SELECTED = pytest.StashKey[list[str]]()
 PROBLEMS = pytest.StashKey[list[str]]()
 REPORTED_VERSIONS = ("mpnn", "numpy", "torch", "pytest-benchmark")
@@ -151,7 +152,9 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts the claims first, into a fresh process, and remembers every one that exists."""
     items.sort(key=lambda item: not _is_claim(item))
-    config.stash[COLLECTED] = [item.nodeid for item in items if _is_claim(item)]
+    claims = [item for item in items if _is_claim(item)]
+    config.stash[COLLECTED] = [item.nodeid for item in claims]
+    config.stash[GATED] = {item.nodeid for item in claims if not item.get_closest_marker("slow")}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -165,8 +168,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     found = disturbances(config)
     if selected != [name for name in collected if name in set(selected)]:
         found.append("the order of the claims was changed: they run in one order")
-    if config.option.record and selected != collected:
-        found.append("a recording is of all claims: drop -k, -m and test ids")
+    if config.option.record and config.stash[GATED] - set(selected):
+        found.append("a recording is of all claims, or of all but slow ones: drop -k and test ids")
     if found:
         raise pytest.UsageError("; ".join(found))
     if not config.option.collectonly:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
 import signal
@@ -231,7 +232,11 @@ def test_interrupt(here: Path, made: str) -> None:
     for n in range(40):
         write_pdb(here / "in" / f"s{n:02}.pdb", made_up_backbone(100))
     command = [sys.executable, "-m", "mpnn", "design", "in", "--weights", made, "--num-seqs", "50"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=here) as process:
+    # A shell that starts the tests in the background leaves them deaf to Ctrl-C: listen again.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=here, preexec_fn=listen
+    ) as process:
         deadline = time.monotonic() + 120
         while not list(here.glob("seqs/*.fa")) and time.monotonic() < deadline:
             time.sleep(0.05)

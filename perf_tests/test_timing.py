@@ -122,11 +122,15 @@ def test_ratio_is_per_unit():
     assert timing.speedup == pytest.approx(4, rel=0.01)
 
 
-def test_without_expectation_every_look_is_taken():
-    """A recording has no verdict and uses all its pairs."""
-    timing = simulate(0, expected=None)
+@pytest.mark.parametrize(("noise", "looks"), [(0.03, 3), (0.5, 5)])
+def test_without_expectation_looks_end_at_a_narrow_interval(noise, looks):
+    """A recording has no verdict; it ends when its interval fits the margin, or its looks do."""
+    clock = SimulatedClock(0, noise)
+    timing = measure(clock.side(0.02), clock.side(0.02), Rule(), clock=clock)
     assert timing.verdict is None
-    assert (timing.looks, len(timing.log_ratios)) == (5, 200)
+    assert (timing.looks, len(timing.log_ratios)) == (looks, 40 * looks)
+    low, high = timing.interval(Rule().alpha_pass)
+    assert (math.expm1(high - low) < Rule().margin) == (looks < 5)
 
 
 def test_same_code_is_never_called_changed():

@@ -73,8 +73,8 @@ class Claim:
 
 
 RECOVERY = Compare.RECOVERY
-EIGHT = Rule(pairs=16)
-"""For eight proteins a call, half a second a leg."""
+EIGHT = Rule(margin=0.10, pairs=16)
+"""For eight proteins a call, a second a leg: fewer pairs, so a wider margin."""
 
 SECONDS = Rule(margin=0.10, pairs=10, looks=3)
 """For legs of seconds: the bounds are the extremes of ten pairs, at first."""

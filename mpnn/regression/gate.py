@@ -49,7 +49,7 @@ class Gate:
     Attributes:
         stored: rows of this machine's latest run by test id; None on an unknown machine.
         portable: log-ratios from all recorded machines, for an unknown one.
-        recording: measure every look and expect nothing.
+        recording: measure until a row can be stored, and expect nothing.
         quick: coarser rule, for local work.
         rows: what this session measured, by test id.
         control: the reference against itself.

@@ -189,7 +189,8 @@ def measure(
         subject: the side that the claim is about.
         reference: the side it is compared with.
         rule: pairs, looks and margin.
-        expected: the stored d. Without it every look is taken and there is no verdict.
+        expected: the stored d. Without it there is no verdict, and looks are taken until the
+            interval is narrower than the margin, which a recording needs.
         seed: of the lot that orders the legs.
         clock: seconds, monotonic.
 
@@ -211,6 +212,9 @@ def measure(
                 seconds[side].append(runners[side].leg(repeats[side]))
             ratios.append(math.log(seconds[0][-1] / seconds[1][-1]))
         verdict = None if expected is None else judge(ratios, expected, rule)
+        low, high = interval(ratios, rule.alpha_pass)
+        if expected is None and high - low < math.log1p(rule.margin):
+            break
     return PairedTiming(
         tuple(ratios),
         tuple(seconds[0]),

@@ -48,10 +48,7 @@ class RadialEmbedding(torch.autograd.Function):
 
 def _radial(D: Tensor) -> Tensor:
     """graph.rbf in place and flat, at least exp(−FAR²): [E, 25] -> [E, 400]."""
-    centres = torch.linspace(
-        graph.RBF_MIN, graph.RBF_MAX, graph.NUM_RBF, dtype=D.dtype, device=D.device
-    )
-    z = D[..., None] / graph.RBF_SIGMA - centres / graph.RBF_SIGMA
+    z = D[..., None] / graph.RBF_SIGMA - graph.rbf_centres(D) / graph.RBF_SIGMA
     return z.clamp_(-FAR, FAR).square_().neg_().exp_().flatten(1)
 
 

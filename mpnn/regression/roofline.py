@@ -22,11 +22,6 @@ class Work:
     flops: float
     bytes: float
 
-    @property
-    def intensity(self) -> float:
-        """Operations per byte."""
-        return self.flops / self.bytes
-
 
 def network_work(config: ModelConfig, length: int, samples: int) -> Work:
     """The network as published for one protein, encoded once and decoded `samples` times.

@@ -65,7 +65,7 @@ class Decoder:
         where = torch.where(seen, sample, N) * self.R + graph.E_idx
         self.where = where.view(self.rows, self.K).to(torch.int32)
         self.shown = [
-            torch.cat([u.new_empty(self.rows, self.C), u]) for u in encoding.unseen[1:]
+            torch.cat([u.new_empty(self.rows, self.C), u]) for u in encoding.unseen
         ]  # [(N + 1)·R, C] for each layer beyond the first
         self.logits = encoding.h_V.new_empty(self.rows, NUM_LETTERS)
 

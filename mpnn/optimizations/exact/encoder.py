@@ -29,7 +29,7 @@ class ExactEncoding:
     graph: RaggedBatch
     h_V: Tensor  # noqa: N815 – [R, C]
     edges: Tensor  # [layers, R, K, C], E·h_E + b1; in layer 0 also A·h_i + V·h_j
-    unseen: Tensor  # [layers, R, C], V·h_j of the encoder's nodes
+    unseen: Tensor  # [layers - 1, R, C], V·h_j of the encoder's nodes beyond layer 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,10 @@ class _Passes:
             following = self._empty_products()
             self._pass(layer, following)
             self.products = following
-        unseen = torch.stack([self.h_V @ message.V for message in self.net.decoder])
+        further = self.net.decoder[1:]
+        unseen = self.h_V.new_empty(len(further), self.R, self.C)
+        for out, message in zip(unseen, further, strict=True):
+            torch.mm(self.h_V, message.V, out=out)
         return ExactEncoding(self.graph, self.h_V, self.edges, unseen)
 
     def _empty_products(self) -> _NodeProducts:

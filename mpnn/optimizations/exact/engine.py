@@ -69,7 +69,8 @@ class ExactEngine:
             decoder = self.decoder_for(encoding, S, job.rank)
             step = steps_of(encoding.graph, job)
             known = np.flatnonzero(step == 0)
-            decoder.teacher_forced(on_device(known, self.device))
+            if len(known):
+                decoder.teacher_forced(on_device(known, self.device))
             lanes = lanes_of(decoder, job, step, _lane_count(step, self.workers.size))
             self.workers.map(lambda lane: lane.run(decoder), lanes)
             return decoder

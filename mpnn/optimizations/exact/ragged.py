@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 from mpnn import graph
 from mpnn.batch import Batch
 from mpnn.decoding import IntArray, on_device
 from mpnn.model import ProteinFeatures, ProteinMPNN
+from mpnn.optimizations.exact.blocks import norm
 from mpnn.optimizations.exact.workers import Buffers, Workers
 
 SEARCH_TILE = 64  # rows of the distance matrix held at a time
@@ -184,8 +184,7 @@ class EdgeFeatures:
         E = self.buffers.get("x", edges, out.shape[-1])
         torch.index_select(self.offsets, 0, self.offset_class(ragged, rows), out=E)
         E.addmm_(radial.view(edges, -1), self.radial)
-        E = layer_norm(E, (out.shape[-1],), self.norm.weight, self.norm.bias, self.norm.eps)
-        torch.addmm(self.b_e, E, self.W_e, out=out)
+        torch.addmm(self.b_e, norm(E, self.norm), self.W_e, out=out)
 
     def distances(self, ragged: RaggedBatch, atoms: tuple[Tensor, Tensor], rows: slice) -> Tensor:
         """[T·K, 25] Å."""

@@ -292,6 +292,18 @@ def test_same_seed_same_run(config, tmp_path):
     assert not torch.equal(first["W_out.bias"], weights_of(train(seeded))["W_out.bias"])
 
 
+def test_products_in_bfloat16_change_little(config, tmp_path):
+    """With products in bfloat16 the weights stay float32, and the loss is that of float32."""
+    losses, ends = [], []
+    for precision in ("float32", "bfloat16"):
+        state = str(tmp_path / f"{precision}.pt")
+        run = dataclasses.replace(config, precision=precision, state=state)
+        ends.append(weights_of(train(run, lambda progress: losses.append(progress.loss))))
+    single, half = np.reshape(losses, (2, -1))
+    assert 0 < np.abs(half / single - 1).max() < 0.01
+    assert {w.dtype for w in ends[1].values()} == {torch.float32}
+
+
 class StopRun(Exception):  # noqa: N818 – no error
     """Stands for whatever ends a run."""
 

@@ -41,11 +41,12 @@ from mpnn.training_data import (
 from mpnn.weights import save_checkpoint
 
 MAY_CHANGE = (
-    *("data", "weights", "state", "targets", "device"),  # where things lie
+    *("data", "weights", "state", "targets", "device", "precision"),  # where and how it runs
     *("steps", "decay_steps", "tokens", "micro_tokens", "save_every", "report_every"),
 )
 """Settings that may differ when a run is resumed; draws and targets stay the same."""
 
+PRECISIONS = ("float32", "bfloat16")
 ADAM_BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
 
@@ -79,6 +80,7 @@ class TrainConfig:
     targets: str | None = None  # folder that keeps the teacher's answers
     seed: int = 0
     device: str = "cpu"
+    precision: str = "float32"  # of products: float32, or bfloat16 where the machine is fast at it
     save_every: int = 200  # steps
     report_every: int = 20  # steps
 
@@ -98,6 +100,8 @@ class TrainConfig:
         for name in ("label_smoothing", "teacher_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {' or '.join(PRECISIONS)}, not {self.precision!r}")
         if self.teacher is not None and self.targets is None:
             raise InputError("a teacher needs `targets`, a folder that keeps its answers")
 
@@ -208,7 +212,9 @@ class _Run:
         """Summed loss of some crops, and the sums [loss, −log p, hits, residues] to report."""
         config = self.config
         batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, config.device)
-        log_probs = training_model.log_probs(self.model, batch)
+        half = config.precision == "bfloat16"
+        with torch.autocast(batch.X.device.type, torch.bfloat16, enabled=half):
+            log_probs = training_model.log_probs(self.model, batch)
         known = (batch.S != UNKNOWN).to(log_probs.dtype)
         nll = -log_probs.gather(1, batch.S[:, None])[:, 0] * known
         smooth = config.label_smoothing

@@ -85,7 +85,8 @@ def decode(
         per_node = torch.cat([current, encoded @ W_j.T])
         x = _gathered(h_V @ W_i.T + layer.W1.bias, h_E, W_e, per_node, source)
         h_V = _update_nodes(layer, h_V, x, batch)
-    return torch.log_softmax(model.W_out(h_V), -1)
+    logits = model.W_out(h_V)
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
 
 def _edge_vectors(model: ProteinMPNN, batch: RaggedBatch) -> Tensor:

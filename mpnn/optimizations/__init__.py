@@ -48,6 +48,17 @@ ENGINES: dict[str, str] = {
 }
 """Engine name to `module:class`; modules are imported when asked for."""
 
+EXTRAS = {
+    "mlx": "mlx",
+    "coremltools": "coreml",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "sklearn": "knn",
+    "scipy": "knn",
+}
+"""Package that an engine may import to the extra of this project that installs it."""
+
 
 def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu") -> Engine:
     """Makes an engine for a model with its weights.
@@ -67,7 +78,11 @@ def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu
         )
     try:
         make = getattr(importlib.import_module(module), cls)
-    except (ModuleNotFoundError, AttributeError) as error:
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        advice = f"; pip install 'mpnn[{extra}]'" if extra else ""
+        raise InputError(f"engine {name}: {error}{advice}") from error
+    except AttributeError as error:
         raise InputError(f"engine {name}: {error}") from error
     engine: Engine = make(model, device)
     return engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,18 @@ from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.errors import InputError
 from mpnn.model import MESSAGE_SCALE, ProteinMPNN
 from mpnn.optimizations import load_engine
-from mpnn.optimizations.exact.blocks import SMALL, Message, NodeUpdate, gelu_
+from mpnn.optimizations.exact.blocks import (
+    FUSED_ROWS,
+    SMALL,
+    Affine,
+    Message,
+    NodeUpdate,
+    fuses,
+    gelu_,
+)
 from mpnn.optimizations.exact.engine import steps_of
 from mpnn.optimizations.exact.ragged import EdgeFeatures, RaggedBatch
-from mpnn.optimizations.exact.workers import Buffers, Workers
+from mpnn.optimizations.exact.workers import Buffers, Loans, Workers
 from mpnn.optimizations.reference import published_encode, published_visibility
 from mpnn.structure import Backbone, read_structure
 from mpnn.synthetic import made_up_backbone
@@ -75,12 +84,29 @@ def test_w1_split_by_blocks(name: str) -> None:
     W1, W2 = getattr(layer, name), getattr(layer, name[:-1] + "2")
     message = Message(W1, W2)
     h_i, h_E, h_j = torch.randn(3, 10, CONFIG.hidden_dim, dtype=torch.float64).unbind(0)
-    split = h_i @ message.A + h_E @ message.E + h_j @ message.V + message.b1
+    split = message.A(h_i) + message.E(h_E) + message.V(h_j)
     whole = W1(torch.cat([h_i, h_E, h_j], -1))
     torch.testing.assert_close(split, whole, rtol=0, atol=IDENTITY)
     expected = torch.nn.functional.gelu(W2(torch.nn.functional.gelu(whole)))
     actual = message(split, torch.empty_like(split))
     torch.testing.assert_close(actual, expected, rtol=0, atol=IDENTITY)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [FUSED_ROWS - 1, FUSED_ROWS])
+def test_products_in_either_library(rows: int) -> None:
+    """x·Wᵀ + b, its GELU and its sum are float64's up to rounding, with few and with many rows."""
+    x, onto = torch.randn(rows, 48), torch.randn(rows, 24)
+    W, b = torch.randn(24, 48), torch.randn(24)
+    product = Affine(W, b)
+    assert product._fused(x) == (rows >= FUSED_ROWS and fuses())
+    exact = x.double() @ W.double().t() + b.double()
+    close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=2e-5)
+    close(product(x).double(), exact)
+    close(product(x, torch.empty(rows, 24)).double(), exact)
+    close(product.gelu(x).double(), torch.nn.functional.gelu(exact))
+    close(product.plus(x, onto.clone()).double(), onto.double() + exact)
+    close(Affine(W)(x).double(), exact - b.double())
 
 
 @torch.inference_mode()
@@ -107,6 +133,26 @@ def test_gelu_is_exact_on_both_sides_of_small(size: int) -> None:
     result = gelu_(x)
     assert result.data_ptr() == x.data_ptr()
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
+
+
+@torch.inference_mode()
+def test_memory_is_lent_until_its_borrower_is_collected() -> None:
+    """While a borrower lives its memory is its own; afterwards the next loan is the same memory."""
+
+    class Borrower:
+        pass
+
+    loans, like, borrower = Loans(), torch.zeros(1), Borrower()
+    first = loans.take(like, 4, 6)
+    loans.until_collected(borrower, first)
+    assert loans.take(like, 2, 6).data_ptr() != first.data_ptr()
+    del borrower
+    again = loans.take(like, 2, 6)
+    assert again.data_ptr() == first.data_ptr()
+    loans.until_collected(other := Borrower(), again)
+    del other
+    assert loans.take(like, 4, 6).data_ptr() == first.data_ptr()  # the whole came back
+    assert loans.take(like, 5, 6).shape == (5, 6)
 
 
 @torch.inference_mode()

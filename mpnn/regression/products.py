@@ -14,6 +14,7 @@ import torch
 from mpnn.config import NUM_LETTERS, ModelConfig
 from mpnn.graph import ATOM_PAIRS, NUM_RBF
 from mpnn.model import FEED_FORWARD
+from mpnn.optimizations.exact.blocks import Affine
 from mpnn.optimizations.exact.encoder import TILE
 from mpnn.optimizations.exact.ragged import tiles
 from mpnn.optimizations.exact.workers import Buffers, Workers
@@ -58,7 +59,7 @@ def multiply_adds(products: list[Product]) -> int:
 
 
 class ProductsAlone:
-    """Runs products in the engine's tiles, on its threads, in memory that stays in cache."""
+    """Runs products as the engine does: by tiles, on its threads, in memory that stays in cache."""
 
     def __init__(self, products: list[Product], k: int, threads: int) -> None:
         self.products, self.rows = products, TILE * k
@@ -73,11 +74,10 @@ class ProductsAlone:
 
     def _all(self) -> None:
         for product in self.products:
-            weight = torch.zeros(product.inner, product.columns)
+            affine = Affine(torch.zeros(product.columns, product.inner))
 
-            def tile(rows: slice, weight: torch.Tensor = weight) -> None:
-                count = rows.stop - rows.start
-                x = self.buffers.get("x", count, weight.shape[0])
-                torch.mm(x, weight, out=self.buffers.get("y", count, weight.shape[1]))
+            def tile(rows: slice, affine: Affine = affine, product: Product = product) -> None:
+                x = self.buffers.get("x", rows.stop - rows.start, product.inner)
+                affine(x)
 
             self.workers.map(tile, tiles(product.rows, self.rows) * product.times)

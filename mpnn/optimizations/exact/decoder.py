@@ -18,7 +18,7 @@ from torch import Tensor
 from mpnn.config import NUM_LETTERS
 from mpnn.decoding import Samples
 from mpnn.model import DecoderLayer, ProteinMPNN
-from mpnn.optimizations.exact.blocks import Message, NodeUpdate
+from mpnn.optimizations.exact.blocks import Affine, Message, NodeUpdate
 from mpnn.optimizations.exact.encoder import TILE, ExactEncoding
 from mpnn.optimizations.exact.ragged import tiles
 from mpnn.optimizations.exact.workers import Buffers, Workers
@@ -34,9 +34,10 @@ class DecoderWeights:
         layers = cast(list[DecoderLayer], list(model.decoder_layers))
         self.messages = [Message(layer.W1, layer.W2) for layer in layers]
         self.updates = [NodeUpdate(layer) for layer in layers]
-        products = [model.W_s.weight @ message.S for message in self.messages]
+        S = [layer.W1.weight.chunk(4, dim=1)[2] for layer in layers]
+        products = [model.W_s.weight @ block.t() for block in S]
         self.letters = [torch.cat([p, torch.zeros_like(p[:1])]) for p in products]  # [22, C]
-        self.W_out, self.b_out = model.W_out.weight.t().contiguous(), model.W_out.bias
+        self.W_out = Affine(model.W_out.weight, model.W_out.bias)
 
 
 class Decoder:
@@ -82,14 +83,14 @@ class Decoder:
 
             self.workers.map(piece, pieces)
         for done in pieces:
-            self.logits[done] = torch.addmm(self.net.b_out, h[done], self.net.W_out)
+            self.logits[done] = self.net.W_out(h[done])
 
     def decode(self, rows: Tensor, residues: Tensor, where: Tensor) -> list[Tensor]:
         """Computes rows [M] that wait for nobody; the states [M, C] after every layer."""
         states = [self.encoding.h_V.index_select(0, residues)]
         for layer in range(len(self.net.messages)):
             states.append(self.layer(layer, states[-1], where, residues))
-        self.logits[rows] = torch.addmm(self.net.b_out, states[-1], self.net.W_out)
+        self.logits[rows] = self.net.W_out(states[-1])
         return states
 
     def settle(self, rows: Tensor, letters: Tensor, states: list[Tensor]) -> None:
@@ -120,17 +121,18 @@ class Decoder:
             torch.index_select(self.net.letters[0], 0, letters, out=x)
         else:
             torch.index_select(self.shown[layer - 1], 0, where.flatten(), out=x)
-            x.view(-1, self.K, self.C).add_((h @ message.A)[:, None])
+            x.view(-1, self.K, self.C).add_(message.A(h)[:, None])
         m = message(x.add_(constant), y).view(-1, self.K, self.C)
         graph = self.encoding.graph
-        mask = None if graph.neighbor_mask is None else graph.neighbor_mask[residues]
-        return self.net.updates[layer](h, m, mask, graph.mask[residues])
+        slots = None if graph.neighbor_mask is None else graph.neighbor_mask[residues]
+        mask = None if graph.complete else graph.mask[residues]
+        return self.net.updates[layer](h, m, slots, mask)
 
     def show(self, layer: int, rows: slice | Tensor, h: Tensor) -> None:
         """Writes what decoded rows with states h [T, C] show to `layer`, if there is one."""
         if 0 < layer < len(self.net.messages):
             letters = self.net.letters[layer][self.S[rows]]
-            self.shown[layer - 1][rows] = letters.addmm_(h, self.net.messages[layer].V)
+            self.shown[layer - 1][rows] = self.net.messages[layer].V.plus(h, letters)
 
     def residues(self, rows: slice | Tensor) -> slice | Tensor:
         """Residue of each row; a slice stays within one sample and remains one."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mpnn.batch import Batch
 from mpnn.model import DecoderLayer, EncoderLayer, ProteinMPNN
-from mpnn.optimizations.exact.blocks import Message, NodeUpdate, norm
+from mpnn.optimizations.exact.blocks import Affine, Message, NodeUpdate, norm
 from mpnn.optimizations.exact.ragged import EdgeFeatures, RaggedBatch, tiles
-from mpnn.optimizations.exact.workers import Buffers, Workers
+from mpnn.optimizations.exact.workers import Buffers, Loans, Workers
 
 TILE = 16
 """Residues a tile on the CPU: with K = 48 and C = 128 each of its buffers fills 0.4 MB of cache."""
@@ -28,7 +28,7 @@ class ExactEncoding:
 
     graph: RaggedBatch
     h_V: Tensor  # noqa: N815 – [R, C]
-    edges: Tensor  # [layers, R, K, C], E·h_E + b1; in layer 0 also A·h_i + V·h_j
+    edges: Tensor  # [layers, R, K, C], E·h_E; in layer 0 also A·h_i + V·h_j + b1
     unseen: Tensor  # [layers - 1, R, C], V·h_j of the encoder's nodes beyond layer 0
 
 
@@ -46,17 +46,17 @@ class Encoder:
     """Batch -> ExactEncoding."""
 
     def __init__(self, model: ProteinMPNN, workers: Workers, buffers: Buffers) -> None:
-        self.k = model.config.k_neighbors
-        self.workers, self.buffers = workers, buffers
+        self.k, self.width = model.config.k_neighbors, model.config.hidden_dim
+        self.workers, self.buffers, self.loans = workers, buffers, Loans()
         self.features = EdgeFeatures(model, buffers)
         layers = cast(list[EncoderLayer], list(model.encoder_layers))
         decoder = cast(list[DecoderLayer], list(model.decoder_layers))
         self.messages = [Message(layer.W1, layer.W2) for layer in layers]
+        self.first = Affine(layers[0].W1.weight.chunk(3, dim=1)[1], layers[0].W1.bias)
         self.updates = [NodeUpdate(layer) for layer in layers]
         self.edge_messages = [Message(layer.W11, layer.W12) for layer in layers]
         self.edge_norms = [layer.norm3 for layer in layers]
-        self.W13 = [layer.W13.weight.t().contiguous() for layer in layers]
-        self.b13 = [layer.W13.bias for layer in layers]
+        self.W13 = [Affine(layer.W13.weight, layer.W13.bias) for layer in layers]
         self.decoder = [Message(layer.W1, layer.W2) for layer in decoder]
 
     def __call__(self, batch: Batch) -> ExactEncoding:
@@ -71,10 +71,10 @@ class _Passes:
     def __init__(self, encoder: Encoder, graph: RaggedBatch) -> None:
         self.net, self.graph = encoder, graph
         self.R, self.K = graph.E_idx.shape
-        self.C = encoder.b13[0].shape[0]
+        self.C = encoder.width
         self.h_E = encoder.buffers.get("h_E", self.R, self.K, self.C)
         self.h_V = self.h_E.new_zeros(self.R, self.C)
-        self.edges = self.h_E.new_empty(len(encoder.decoder), self.R, self.K, self.C)
+        self.edges = encoder.loans.take(self.h_E, len(encoder.decoder), self.R, self.K, self.C)
         self.atoms = encoder.features.atoms(graph)
         self.products = self._empty_products()
 
@@ -87,8 +87,10 @@ class _Passes:
         further = self.net.decoder[1:]
         unseen = self.h_V.new_empty(len(further), self.R, self.C)
         for out, message in zip(unseen, further, strict=True):
-            torch.mm(self.h_V, message.V, out=out)
-        return ExactEncoding(self.graph, self.h_V, self.edges, unseen)
+            message.V(self.h_V, out)
+        encoding = ExactEncoding(self.graph, self.h_V, self.edges, unseen)
+        self.net.loans.until_collected(encoding, self.edges)
+        return encoding
 
     def _empty_products(self) -> _NodeProducts:
         return _NodeProducts(*(torch.empty_like(self.h_V) for _ in range(4)))
@@ -112,46 +114,47 @@ class _Passes:
     def _edges(self, rows: slice) -> Tensor:
         return self.h_E[rows].view(-1, self.C)  # [T·K, C]
 
-    def _input(self, rows: slice, at_i: Tensor, at_j: Tensor, E: Tensor, x: Tensor) -> Tensor:
-        """Fills x [T·K, C] with at_i + at_j + E·h_E of the tile's edges."""
+    def _input(self, rows: slice, at_i: Tensor, at_j: Tensor, E: Affine) -> Tensor:
+        """at_i + at_j + E·h_E of the tile's edges, [T·K, C]."""
+        edges = self._edges(rows)
+        x = self.net.buffers.get("x", *edges.shape)
         torch.index_select(at_j, 0, self.graph.E_idx[rows].flatten(), out=x)
         x.view(-1, self.K, self.C).add_(at_i[rows, None])
-        return x.addmm_(self._edges(rows), E)
+        return E.plus(edges, x)
 
     def _update_edges(self, layer: int, rows: slice) -> None:
         net, edges = self.net, self._edges(rows)
         message = net.edge_messages[layer]
-        x = net.buffers.get("x", *edges.shape)
-        self._input(rows, self.products.edge_i, self.products.edge_j, message.E, x)
+        x = self._input(rows, self.products.edge_i, self.products.edge_j, message.E)
         y = message(x, net.buffers.get("y", *edges.shape))
-        torch.addmm(net.b13[layer], y, net.W13[layer], out=x)
-        edges.copy_(norm(x.add_(edges), net.edge_norms[layer]))
+        edges.copy_(norm(net.W13[layer].plus(y, edges), net.edge_norms[layer]))
 
     def _update_nodes(self, layer: int, rows: slice) -> None:
-        net, edges = self.net, self._edges(rows)
-        message = net.messages[layer]
-        x = net.buffers.get("x", *edges.shape)
+        net, edges, graph = self.net, self._edges(rows), self.graph
         if layer == 0:  # all nodes are still zero
-            torch.addmm(message.b1, edges, message.E, out=x)
+            x = net.first(edges, net.buffers.get("x", *edges.shape))
         else:
-            self._input(rows, self.products.next_i, self.products.next_j, message.E, x)
-        m = message(x, net.buffers.get("y", *edges.shape)).view(-1, self.K, self.C)
-        edge_mask = None if self.graph.edge_mask is None else self.graph.edge_mask[rows]
-        self.h_V[rows] = net.updates[layer](self.h_V[rows], m, edge_mask, self.graph.mask[rows])
+            x = self._input(rows, self.products.next_i, self.products.next_j, net.messages[layer].E)
+        y = net.messages[layer](x, net.buffers.get("y", *edges.shape))
+        edge_mask = None if graph.edge_mask is None else graph.edge_mask[rows]
+        mask = None if graph.complete else graph.mask[rows]
+        m = y.view(-1, self.K, self.C)
+        self.h_V[rows] = net.updates[layer](self.h_V[rows], m, edge_mask, mask)
 
     def _multiply_nodes(self, layer: int, rows: slice, out: _NodeProducts) -> None:
         h_V, edge = self.h_V[rows], self.net.edge_messages[layer]
         following = (*self.net.messages[1:], self.net.decoder[0])[layer]
-        torch.addmm(edge.b1, h_V, edge.A, out=out.edge_i[rows])
-        torch.mm(h_V, edge.V, out=out.edge_j[rows])
-        torch.addmm(following.b1, h_V, following.A, out=out.next_i[rows])
-        torch.mm(h_V, following.V, out=out.next_j[rows])
+        edge.A(h_V, out.edge_i[rows])
+        edge.V(h_V, out.edge_j[rows])
+        following.A(h_V, out.next_i[rows])
+        following.V(h_V, out.next_j[rows])
 
     def _decoder_edges(self, rows: slice) -> None:
         edges = self._edges(rows)
         for layer, message in enumerate(self.net.decoder):
             out = self.edges[layer, rows].view(-1, self.C)
             if layer == 0:
-                self._input(rows, self.products.next_i, self.products.next_j, message.E, out)
+                at = self.products
+                out.copy_(self._input(rows, at.next_i, at.next_j, message.E))
             else:
-                torch.addmm(message.b1, edges, message.E, out=out)
+                message.E(edges, out)

@@ -17,7 +17,7 @@ from mpnn import graph
 from mpnn.batch import Batch
 from mpnn.decoding import IntArray, on_device
 from mpnn.model import ProteinFeatures, ProteinMPNN
-from mpnn.optimizations.exact.blocks import norm
+from mpnn.optimizations.exact.blocks import Affine, norm
 from mpnn.optimizations.exact.workers import Buffers, Workers
 
 SEARCH_TILE = 64  # rows of the distance matrix held at a time
@@ -45,6 +45,11 @@ class RaggedBatch:
     D: Tensor  # [R, K] Å
     neighbor_mask: Tensor | None  # [R, K]; None where every structure has K residues
     edge_mask: Tensor | None  # [R, K] mask of both ends; None where all atoms are present
+
+    @property
+    def complete(self) -> bool:
+        """Whether every residue has all its atoms, and K neighbours."""
+        return self.edge_mask is None
 
     @property
     def size(self) -> int:
@@ -158,10 +163,10 @@ class EdgeFeatures:
         weight = features.edge_embedding.weight
         positional, radial = weight[:, : graph.NUM_POSITIONAL], weight[:, graph.NUM_POSITIONAL :]
         self.offsets = (linear.weight.t() + linear.bias) @ positional.t()  # [66, C]
-        self.radial = radial.t().contiguous()  # [400, C]
+        self.radial = Affine(radial)
         self.norm = features.norm_edges
-        self.W_e, self.b_e = model.W_e.weight.t().contiguous(), model.W_e.bias
-        self.centres = graph.rbf_centres(self.radial)
+        self.W_e = Affine(model.W_e.weight, model.W_e.bias)
+        self.centres = graph.rbf_centres(radial)
         self.buffers = buffers
 
     def atoms(self, ragged: RaggedBatch) -> tuple[Tensor, Tensor]:
@@ -183,8 +188,8 @@ class EdgeFeatures:
         radial.square_().mul_(-1 / graph.RBF_SIGMA**2).clamp_(min=SMALLEST_EXPONENT).exp_()
         E = self.buffers.get("x", edges, out.shape[-1])
         torch.index_select(self.offsets, 0, self.offset_class(ragged, rows), out=E)
-        E.addmm_(radial.view(edges, -1), self.radial)
-        torch.addmm(self.b_e, norm(E, self.norm), self.W_e, out=out)
+        E = self.radial.plus(radial.view(edges, -1), E)
+        self.W_e(norm(E, self.norm), out)
 
     def distances(self, ragged: RaggedBatch, atoms: tuple[Tensor, Tensor], rows: slice) -> Tensor:
         """[T·K, 25] Å."""

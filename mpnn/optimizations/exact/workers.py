@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -36,6 +37,29 @@ class Buffers(threading.local):
             held = torch.empty(size, device=self.device, dtype=self.dtype)
             self.storage[name] = held
         return held[:size].view(shape)
+
+
+class Loans:
+    """Memory for results that outlive a call; it comes back when its borrower is collected."""
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+
+    def take(self, like: Tensor, *shape: int) -> Tensor:
+        """An uninitialised tensor of `shape`, of the type and on the device of `like`."""
+        size = math.prod(shape)
+        held = self.free.pop() if self.free else like.new_empty(0)
+        if held.numel() < size:
+            held = like.new_empty(size)
+        return held[:size].view(shape)
+
+    def until_collected(self, borrower: object, tensor: Tensor) -> None:
+        """Lets later calls have the memory of `tensor` once nobody holds `borrower`."""
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        weakref.finalize(borrower, self._give_back, tensor.as_strided((size,), (1,), 0))
+
+    def _give_back(self, memory: Tensor) -> None:
+        self.free[:] = [memory]  # the last alone: what is kept stays bounded
 
 
 class Workers:

@@ -6,6 +6,7 @@ import random
 import pytest
 from toys import SimulatedClock
 
+from mpnn.regression.gate import RECORDING, Gate
 from mpnn.regression.timing import (
     INPUTS,
     PairedTiming,
@@ -175,3 +176,13 @@ def test_quick_is_coarser_and_still_exact():
     rule = quick(Rule())
     assert (rule.pairs, rule.looks, rule.margin) == (16, 1, 0.10)
     assert simulate(0, 1.25, rule=rule).verdict is Verdict.REGRESSED
+
+
+def test_a_recording_looks_longer_and_expects_nothing():
+    """Noise costs a recording time before it costs a row; a judging session keeps to its rule."""
+    rule, stored = Rule(), {"a": {"log_ratio": -0.5}}
+    assert Gate(stored, {}).expectation("a", rule) == (-0.5, rule)
+    expected, used = Gate(stored, {}, recording=True).expectation("a", rule)
+    assert expected is None
+    assert (used.looks, used.budget) == (RECORDING * rule.looks, RECORDING * rule.budget)
+    assert (used.pairs, used.margin) == (rule.pairs, rule.margin)

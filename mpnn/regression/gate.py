@@ -23,6 +23,9 @@ from mpnn.regression.timing import (
 PORTABLE_MARGIN = 0.5
 """How much slower than on the recorded machines a ratio may be on one that has no record."""
 
+RECORDING = 4
+"""Times as many looks, and as much time, as a session that judges: until the row can be stored."""
+
 UNDECIDED_SHARE = 0.2
 """Above this share of undecided claims (and more than one) the machine is too noisy to gate."""
 
@@ -64,8 +67,8 @@ class Gate:
 
     def expectation(self, name: str, rule: Rule) -> tuple[float | None, Rule]:
         """The log-ratio to hold a claim against, None if there is none, and the rule to use."""
-        if self.recording:
-            return None, rule
+        if self.recording:  # noise costs time here, not the row
+            return None, replace(rule, looks=RECORDING * rule.looks, budget=RECORDING * rule.budget)
         rule = quick(rule) if self.quick else rule
         if self.stored is not None and name in self.stored:
             return float(self.stored[name]["log_ratio"]), rule

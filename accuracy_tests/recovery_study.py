@@ -18,7 +18,7 @@ import torch
 from mpnn.datasets import ChainSet, find_data
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
-from mpnn.optimizations import load_engine
+from mpnn.networks import engine_for
 from mpnn.output import write_whole
 from mpnn.recovery import compare, measure, summarize
 from mpnn.weights import load_weights, shipped
@@ -64,7 +64,7 @@ def with_neighbors(model, k):
 def outcomes(row, backbones):
     """Samples and scores of a row on every backbone."""
     model, _ = load_weights(row.weights)
-    engine = load_engine("exact", model if row.k is None else with_neighbors(model, row.k))
+    engine = engine_for(model if row.k is None else with_neighbors(model, row.k))
     return measure(engine, backbones, SAMPLES, row.temperature, SEED, row.order)
 
 

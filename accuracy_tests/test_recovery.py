@@ -10,6 +10,7 @@ from mpnn import recovery as r
 from mpnn.config import ARCHITECTURES, ModelConfig
 from mpnn.datasets import ChainSet, find_data
 from mpnn.errors import InputError
+from mpnn.networks import engine_for
 from mpnn.optimizations import load_engine
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights, load_weights, shipped
@@ -260,7 +261,7 @@ def test_figures_of_a_card_are_measured_again(name):
     """TS50 recovery and perplexity of a shipped checkpoint are those of its card."""
     chains = ChainSet(find_data("ts50.npz"))
     model, card = load_weights(name)
-    summary = r.summarize(r.measure(load_engine("exact", model), [*chains]))
+    summary = r.summarize(r.measure(engine_for(model), [*chains]))
     stated = card["measured"]["sets"]["ts50"]
     assert 100 * summary.recovery.mean == pytest.approx(stated["recovery"][0], abs=0.2)
     assert summary.perplexity == pytest.approx(stated["perplexity"], rel=2e-3)

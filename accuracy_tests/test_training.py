@@ -124,6 +124,12 @@ def in_double(batch: RaggedBatch) -> RaggedBatch:
     )
 
 
+def log_probs(model, crops: list[Crop], k: int, prepared=lambda batch: batch) -> torch.Tensor:
+    """What training computes of some crops, [R, 21]."""
+    batch = prepared(RaggedBatch.from_crops(crops, k))
+    return training_model.log_probs(model, batch, [len(crop) for crop in crops])
+
+
 def weights_of(model: ProteinMPNN) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -145,14 +151,14 @@ def test_rewritten_network_equals_reference(chains, k):
     batch = dataclasses.replace(batch, E_idx=found)  # found in float32, as in training
     letters = torch.cat([torch.from_numpy(c.residues.S) for c in crops])
     gradients = []
-    for log_probs in (
+    for outcome in (
         model(batch, batch.S, rank)[batch.valid],
-        training_model.log_probs(model, in_double(RaggedBatch.from_crops(crops, k))),
+        log_probs(model, crops, k, in_double),
     ):
         model.zero_grad()
-        log_probs.gather(1, letters[:, None]).sum().backward()
+        outcome.gather(1, letters[:, None]).sum().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
-        gradients[-1]["log_probs"] = log_probs.detach()
+        gradients[-1]["log_probs"] = outcome.detach()
     for name, expected in gradients[0].items():
         assert torch.allclose(gradients[1][name], expected, rtol=1e-9, atol=1e-9), name
 
@@ -161,8 +167,8 @@ def test_crops_in_a_batch_do_not_see_each_other(chains):
     """A crop's log-probabilities are the same alone and between others."""
     model = formula_weights(TINY)
     crops = [draw(chains, DrawConfig(max_length=40), number) for number in range(3)]
-    together = training_model.log_probs(model, RaggedBatch.from_crops(crops, 12))
-    alone = [training_model.log_probs(model, RaggedBatch.from_crops([c], 12)) for c in crops]
+    together = log_probs(model, crops, 12)
+    alone = [log_probs(model, [c], 12) for c in crops]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
@@ -172,8 +178,8 @@ def test_no_letter_reaches_an_earlier_residue(chains):
     batch = RaggedBatch.from_crops([draw(chains, DrawConfig(), 0)], 12)
     S = batch.S.clone()
     S[batch.rank.argmax()] = (S[batch.rank.argmax()] + 1) % 20
-    before = training_model.log_probs(model, batch)
-    after = training_model.log_probs(model, dataclasses.replace(batch, S=S))
+    before = training_model.log_probs(model, batch, [len(S)])
+    after = training_model.log_probs(model, dataclasses.replace(batch, S=S), [len(S)])
     assert torch.equal(before, after)
 
 
@@ -411,6 +417,75 @@ def test_written_weights_are_the_trained_ones_with_a_card(config):
     assert not any(config.state in str(value) for value in card["training"].values())
 
 
+# Beginning from weights
+
+
+@pytest.mark.parametrize("change", [{"k_neighbors": 30}, {"autoregressive": False}])
+def test_a_run_begins_from_weights_of_the_same_shapes(config, tmp_path, monkeypatch, change):
+    """Before its first step a run has the weights it begins from, and its card names them."""
+    first = train(config)
+    monkeypatch.setitem(ARCHITECTURES, "other", dataclasses.replace(TINY, **change))
+    following = dataclasses.replace(
+        config,
+        architecture="other",
+        begin_from=config.weights,
+        weights=str(tmp_path / "other.safetensors"),
+        state=str(tmp_path / "other.pt"),
+        warmup_steps=10**9,  # steps too small to be seen
+        weight_decay=0.0,
+        seed=1,
+    )
+    model = train(following)
+    for name, weight in weights_of(first).items():
+        assert (model.state_dict()[name] - weight).abs().max() < 1e-7
+    card = load_checkpoint(following.weights)[1]
+    assert card["training"]["begin_from"] == Path(config.weights).stem
+
+
+def test_a_resumed_run_begins_where_it_stopped(config, tmp_path):
+    """The weights that a run began from are not needed, nor taken, a second time."""
+    train(config)
+    following = dataclasses.replace(
+        config,
+        begin_from=config.weights,
+        weights=str(tmp_path / "other.safetensors"),
+        state=str(tmp_path / "other.pt"),
+    )
+    whole = weights_of(train(dataclasses.replace(following, state=str(tmp_path / "whole.pt"))))
+    train(dataclasses.replace(following, steps=4, decay_steps=0))
+    Path(config.weights).unlink()
+    assert_same(whole, weights_of(train(following)))
+
+
+def test_weights_that_do_not_fit_are_refused(config, tmp_path, teacher_file, monkeypatch):
+    """Other shapes, a card without training, and the published form are no beginning."""
+    train(config)
+    published = tmp_path / "v.pt"
+    torch.save({"num_edges": 12, "model_state_dict": formula_weights(TINY).state_dict()}, published)
+    monkeypatch.setitem(ARCHITECTURES, "wide", ModelConfig(1, 1, 32, 12))
+    wide = {"architecture": "wide", "begin_from": config.weights}
+    for change, message in [
+        (wide, "43 tensors differ in shape, the first is W_e.bias"),
+        ({"begin_from": teacher_file}, "card tells of no training"),
+        ({"begin_from": str(published)}, "trained here"),
+        ({"begin_from": "nowhere"}, "no such weights"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train(dataclasses.replace(config, state=str(tmp_path / "other.pt"), **change))
+    assert not (tmp_path / "other.pt").exists()
+
+
+def test_a_state_of_before_a_setting_is_gone_on_with(config):
+    """A state written when there was nothing to begin from resumes as if it said None."""
+    whole = weights_of(train(dataclasses.replace(config, steps=6)))
+    Path(config.state).unlink()
+    train(dataclasses.replace(config, steps=4, decay_steps=0))
+    state = torch.load(config.state, weights_only=True)
+    del state["config"]["begin_from"]
+    torch.save(state, config.state)
+    assert_same(whole, weights_of(train(config)))
+
+
 # Distillation
 
 
@@ -481,6 +556,7 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"tokens": -4}, "tokens must be at least 1, not -4"),
         ({"label_smoothing": 1.5}, "between 0 and 1, not 1.5"),
         ({"teacher": "v_48_002"}, "needs `targets`"),
+        ({"begin_from": "v_48_020"}, "random weights or with .safetensors that were trained here"),
         ({"weights": "tiny.pt"}, "written as .safetensors"),
     ],
 )

@@ -205,10 +205,18 @@ def test_any_bytes_are_refused(
         (None, "no configuration inside"),
         ({"mpnn": "{"}, "not a whole safetensors file"),
         ({"mpnn": "[]"}, "no configuration inside"),
-        ({"mpnn": json.dumps({"card": {}})}, "neighbours is None"),
+        ({"mpnn": json.dumps({"card": {}})}, "no configuration inside"),
+        (
+            {"mpnn": json.dumps({"card": {}, "config": {"k_neighbors": 8, "depth": 2}})},
+            "is of no network known here .*depth",
+        ),
+        (
+            {"mpnn": json.dumps({"card": {}, "config": {"k_neighbors": 8, "autoregressive": 1}})},
+            "autoregressive must be true or false, not 1",
+        ),
         (
             {"mpnn": json.dumps({"card": {}, "config": {"k_neighbors": 8, "hidden_dim": 64}})},
-            "configuration .* is not that of its tensors",
+            r"do not match ModelConfig\(.*hidden_dim=64.* missing encoder_layers.1",
         ),
     ],
 )

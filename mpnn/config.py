@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 ALPHABET = "ACDEFGHIKLMNPQRSTVWYX"
 """The V = 21 letters in the order of the network's outputs; X is unknown."""
@@ -23,15 +24,43 @@ class ModelConfig:
     num_decoder_layers: int = 3
     hidden_dim: int = 128  # C, width of node and edge vectors
     k_neighbors: int = 48  # k; K = min(k, L) neighbours are used
+    autoregressive: bool = True  # False: trained to see no letters, so all are drawn in one pass
 
     def __post_init__(self) -> None:
-        for name in ("num_encoder_layers", "num_decoder_layers", "hidden_dim", "k_neighbors"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        _check_sizes(self)
 
 
-ARCHITECTURES: dict[str, ModelConfig] = {
+@dataclass(frozen=True)
+class SSMConfig:
+    """Size of one state-space network (`mpnn.ssm`), which sees no letters."""
+
+    num_layers: int = 6
+    hidden_dim: int = 128  # C, width of node and edge vectors; inside a layer it is 2·C
+    num_heads: int = 8  # H, parts of the inner width that share a decay
+    state_dim: int = 16  # n, numbers that each inner channel remembers
+    k_neighbors: int = 48  # k; neighbours whose edges are pooled once
+    autoregressive: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        if 2 * self.hidden_dim % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide 2·{self.hidden_dim} channels")
+
+
+NetworkConfig = ModelConfig | SSMConfig
+
+
+def _check_sizes(config: NetworkConfig) -> None:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(field.default, bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{field.name} must be true or false, not {value!r}")
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{field.name} must be a whole number of at least 1, not {value!r}")
+
+
+ARCHITECTURES: dict[str, NetworkConfig] = {
     "baseline": ModelConfig(),
     "baseline-k30": ModelConfig(k_neighbors=30),
     "baseline-k12": ModelConfig(k_neighbors=12),
@@ -40,5 +69,8 @@ ARCHITECTURES: dict[str, ModelConfig] = {
     "minimal-k30": ModelConfig(2, 2, 64, 30),
     "minimal-fast": ModelConfig(2, 2, 64, 16),
     "extreme-v2": ModelConfig(2, 2, 64, 12),
+    "one-shot": ModelConfig(autoregressive=False),
+    "minimal-one-shot": ModelConfig(2, 2, 64, autoregressive=False),
+    "ssm": SSMConfig(),
 }
 """Published name (or base and k) to configuration. Each needs its own checkpoint."""

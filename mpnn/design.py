@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mpnn.backbone import Backbone
 from mpnn.batch import Batch
-from mpnn.config import ALPHABET, NUM_LETTERS, ModelConfig
+from mpnn.config import ALPHABET, NUM_LETTERS, NetworkConfig
 from mpnn.decoding import (
     Constraints,
     FloatArray,
@@ -33,7 +33,8 @@ from mpnn.decoding import (
     with_coloured_order,
 )
 from mpnn.errors import InputError
-from mpnn.optimizations import Engine, load_engine
+from mpnn.networks import engine_for
+from mpnn.optimizations import Engine
 from mpnn.results import Design, Designs, Mode, Score, Scores, Target
 from mpnn.rules import Rules, constraints
 from mpnn.weights import Card, default_weights, load_weights
@@ -52,20 +53,21 @@ def _no_progress(_: float) -> None:
     """Tells nobody."""
 
 
-def load(name: str | Path | None = None, engine: str = "exact", device: str = "cpu") -> Model:
+def load(name: str | Path | None = None, engine: str | None = None, device: str = "cpu") -> Model:
     """Loads weights into an engine.
 
     Args:
         name: a shipped or published name or the path of a checkpoint; None takes a shipped one.
-        engine: a name in `mpnn.optimizations.ENGINES`.
+        engine: what `mpnn.networks.engine_for` takes; None takes the network's usual one.
         device: cpu, mps or cuda.
 
     Raises:
-        InputError: the weights cannot be found or used, or the engine or device is not there.
+        InputError: the weights cannot be found or used, the engine or device is not there, or the
+            engine runs networks of another kind.
     """
     _check_device(device)
     network, card = load_weights(default_weights() if name is None else name)
-    return Model(load_engine(engine, network, device), network.config, card)
+    return Model(engine_for(network, engine, device), network.config, card)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class Model:
         engine: how it is run.
     """
 
-    def __init__(self, engine: Engine, config: ModelConfig, card: Card) -> None:
+    def __init__(self, engine: Engine, config: NetworkConfig, card: Card) -> None:
         self.engine, self.config, self.card = engine, config, card
         self.name = str(card["name"])
 
@@ -160,7 +162,7 @@ class Model:
                 ("/" may part chains); None takes the structure's own.
             seed: keys the random order of decoding.
             mode: "ordered" sees the letters before in the order, "conditional" all others (one pass
-                per residue), "unconditional" none.
+                per residue), "unconditional" none; the same for a network that sees no letters.
             rules: fields of `mpnn.Rules`; `chains` and `fixed` say which residues count.
 
         Raises:
@@ -204,7 +206,7 @@ class Model:
         self, task: _Task, S: IntArray, seed: int, mode: Mode, progress: Progress = _no_progress
     ) -> Score:
         normal = noise(seed, NATIVE, len(S))[1]
-        if mode == "conditional":
+        if mode == "conditional" and self.config.autoregressive:
             log_probs = self._conditional(task, S, normal, progress)
         else:
             rank = np.zeros(len(S), np.int64)  # nothing is before anything

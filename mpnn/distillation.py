@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from mpnn.batch import Batch
 from mpnn.config import NUM_LETTERS
 from mpnn.datasets import ChainSet
-from mpnn.optimizations import load_engine
+from mpnn.networks import engine_for
 from mpnn.training_data import Crop, fixed_rank
 from mpnn.weights import find_weights, load_weights
 
@@ -33,7 +34,7 @@ class Teacher:
         """
         path = find_weights(weights)
         model, _ = load_weights(path)
-        self.engine = load_engine("exact", model, device)
+        self.engine = engine_for(model, device=device)
         self.chains = chains
         self.orders = orders
         digest = hashlib.sha256(path.read_bytes())
@@ -71,5 +72,5 @@ class Teacher:
 def _open_kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
     """A float16 array that lives in a file; zeros, which no log-probabilities are, at first."""
     mode = "r+" if path.exists() else "w+"
-    array: NDArray[np.float16] = np.lib.format.open_memmap(path, mode, np.float16, shape)
-    return array
+    open_: Callable[..., NDArray[np.float16]] = np.lib.format.open_memmap  # typed in some versions
+    return open_(path, mode, np.float16, shape)

@@ -48,7 +48,9 @@ class RunOptions:
         str | None,
         Option(help="Shipped or published name, or path of a checkpoint.", metavar="NAME|PATH"),
     ] = None
-    engine: Annotated[str, Option(help="How the network is run.")] = "exact"
+    engine: Annotated[
+        str | None, Option(help="How the network is run; exact, or ssm for such weights.")
+    ] = None
     device: Annotated[str, Option(help="cpu, mps or cuda.")] = "cpu"
     seed: Annotated[str, Option(help="Keys all randomness; several with commas.", metavar="S")] = (
         "0"

@@ -27,8 +27,9 @@ from torch import Tensor
 from mpnn import training_model
 from mpnn.config import ARCHITECTURES, UNKNOWN
 from mpnn.distillation import Teacher
+from mpnn.download import PUBLISHED
 from mpnn.errors import InputError
-from mpnn.model import ProteinMPNN
+from mpnn.networks import Network, make_network
 from mpnn.output import write_whole
 from mpnn.training_data import (
     Crop,
@@ -38,7 +39,7 @@ from mpnn.training_data import (
     draws_for_step,
     packed,
 )
-from mpnn.weights import save_checkpoint
+from mpnn.weights import find_weights, load_checkpoint, save_checkpoint
 
 MAY_CHANGE = (
     *("data", "weights", "state", "targets", "device", "precision"),  # where and how it runs
@@ -46,6 +47,7 @@ MAY_CHANGE = (
 )
 """Settings that may differ when a run is resumed; draws and targets stay the same."""
 
+OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that were trained here"
 PRECISIONS = ("float32", "bfloat16")
 ADAM_BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
@@ -73,6 +75,7 @@ class TrainConfig:
     max_length: int = 256  # residues of a crop
     noise: float = 0.02  # Å on every coordinate
     label_smoothing: float = 0.0
+    begin_from: str | None = None  # name or path of weights trained here; None: random weights
     teacher: str | None = None  # name or path of weights; None: the native letters alone
     teacher_weight: float = 0.7  # share of the teacher's distribution in the target
     teacher_orders: int = 2  # decoding orders that the teacher answers for, of each chain
@@ -102,6 +105,8 @@ class TrainConfig:
                 raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {' or '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.begin_from in PUBLISHED:
+            raise InputError(f"begin_from is {self.begin_from}: {OWN_WEIGHTS_ONLY}")
         if self.teacher is not None and self.targets is None:
             raise InputError("a teacher needs `targets`, a folder that keeps its answers")
 
@@ -129,7 +134,7 @@ class Progress:
     seconds_left: float  # at the pace since the last report
 
 
-def train(config: TrainConfig, progress: Callable[[Progress], None] | None = None) -> ProteinMPNN:
+def train(config: TrainConfig, progress: Callable[[Progress], None] | None = None) -> Network:
     """Begins, or goes on with, the run that `config` describes, and writes its weights.
 
     Denormal numbers are flushed to zero in this process from here on: they slow products down.
@@ -143,11 +148,14 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
         The trained network.
 
     Raises:
-        InputError: the data, teacher or state cannot be used, or the state is of another run.
+        InputError: the data, teacher, state or weights to begin from cannot be used, or the state
+            is of another run.
     """
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # looked up now: numpy warns where it finds denormals flushed
     torch.set_flush_denormal(True)
     run = _Run(config)
-    run.restore()
+    run.begin()
     while run.step < config.steps:
         run.advance()
         if run.step % config.save_every == 0 or run.step == config.steps:
@@ -178,7 +186,7 @@ class _Run:
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = ProteinMPNN(ARCHITECTURES[config.architecture]).to(config.device)
+            self.model = make_network(ARCHITECTURES[config.architecture]).to(config.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             betas=ADAM_BETAS,
@@ -214,7 +222,7 @@ class _Run:
         batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, config.device)
         half = config.precision == "bfloat16"
         with torch.autocast(batch.X.device.type, torch.bfloat16, enabled=half):
-            log_probs = training_model.log_probs(self.model, batch)
+            log_probs = training_model.log_probs(self.model, batch, [len(c) for c in crops])
         known = (batch.S != UNKNOWN).to(log_probs.dtype)
         nll = -log_probs.gather(1, batch.S[:, None])[:, 0] * known
         smooth = config.label_smoothing
@@ -252,10 +260,11 @@ class _Run:
         places = {name: Path(settings.pop(name)).name for name in ("data", "weights")}
         for name in ("state", "targets", "device", "save_every", "report_every"):
             settings.pop(name)
-        teacher = None if self.config.teacher is None else Path(self.config.teacher).stem
+        for name in ("teacher", "begin_from"):
+            settings[name] = settings[name] and Path(settings[name]).stem
         return {
             "name": Path(places["weights"]).stem,
-            "training": {**settings, "data": places["data"], "teacher": teacher},
+            "training": {**settings, "data": places["data"]},
             "residues_seen": self.residues,
         }
 
@@ -271,15 +280,45 @@ class _Run:
         torch.save(state, buffer)
         write_whole(self.config.state, buffer.getvalue())
 
-    def restore(self) -> None:
-        """Takes up the state file where there is one.
+    def begin(self) -> None:
+        """Takes up the state file where there is one, else the weights to begin from.
 
         Raises:
-            InputError: the file is no state, or that of another run.
+            InputError: the file is no state, or that of another run; see `_take_over`.
         """
-        path = Path(self.config.state)
-        if not path.exists():
-            return
+        if Path(self.config.state).exists():
+            self._restore(Path(self.config.state))
+        elif self.config.begin_from is not None:
+            self._take_over(find_weights(self.config.begin_from))
+
+    def _take_over(self, path: Path) -> None:
+        """Gives the network the weights of another that was trained here.
+
+        Raises:
+            InputError: they are not from here, or their shapes differ.
+        """
+        if path.suffix != ".safetensors":
+            raise InputError(f"begin_from is {path}: {OWN_WEIGHTS_ONLY}")
+        other, card = load_checkpoint(path)
+        if "training" not in card:
+            raise InputError(
+                f"begin_from is {path}, whose card tells of no training: {OWN_WEIGHTS_ONLY}"
+            )
+        ours, theirs = self.model.state_dict(), other.state_dict()
+        differ = [
+            name
+            for name in sorted(ours.keys() | theirs.keys())
+            if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape
+        ]
+        if differ:
+            raise InputError(
+                f"begin_from is {path}, a {other.config}; {self.config.architecture} is a "
+                f"{self.model.config}: {len(differ)} tensors differ in shape, the first is "
+                f"{differ[0]}; take weights of the same layers and width"
+            )
+        self.model.load_state_dict(theirs)
+
+    def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.config.device, weights_only=True)
             theirs = state["config"]

@@ -1,14 +1,16 @@
-"""The network of `mpnn.model` written for fast gradients on ragged batches.
+"""The networks of `mpnn.model` and `mpnn.ssm` written for fast gradients on ragged batches.
 
 The same parameters and the same results; three rewrites save most of the work. W1 is split by
 blocks, so that what depends on a node or a letter is computed per node and gathered; W3 stands
 after the neighbour sum; the radial basis functions are made in tiles that stay in cache and are
 made again for the gradient instead of being stored. Residues in a ragged batch are all complete.
+A network that sees no letters is trained without them: all ranks are 0.
 Shapes: R residues, K neighbours, C hidden, V = 21 letters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch.nn.functional import gelu
 
 from mpnn import graph
 from mpnn.model import MESSAGE_SCALE, DecoderLayer, EncoderLayer, MessageLayer, ProteinMPNN
+from mpnn.networks import Network
+from mpnn.ssm import SSM
 from mpnn.training_data import RaggedBatch
 
 TILE = 512  # edges whose 400 radial features are made at a time: 0.8 MB
@@ -52,9 +56,26 @@ def _radial(D: Tensor) -> Tensor:
     return z.clamp_(-FAR, FAR).square_().neg_().exp_().flatten(1)
 
 
-def log_probs(model: ProteinMPNN, batch: RaggedBatch) -> Tensor:
-    """Teacher-forced log-probabilities [R, 21] of the batch's letters under its ranks."""
-    return decode(model, batch, *encode(model, batch), batch.rank)
+def log_probs(model: Network, batch: RaggedBatch, lengths: Sequence[int]) -> Tensor:
+    """Log-probabilities [R, 21] of the batch's letters under its ranks, as the network sees them.
+
+    Args:
+        model: the network.
+        batch: the crops.
+        lengths: residues of each crop; chains end where crops do.
+    """
+    if isinstance(model, SSM):
+        number = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        return along_chain(model, batch, number.to(batch.S.device))
+    rank = batch.rank if model.config.autoregressive else torch.zeros_like(batch.rank)
+    return decode(model, batch, *encode(model, batch), rank)
+
+
+def along_chain(model: SSM, batch: RaggedBatch, segment: Tensor) -> Tensor:
+    """Log-probabilities [R, 21] of a state-space network; segment [R] as in `mpnn.ssm.scan`."""
+    mask = batch.neighbor_mask
+    total = model.messages(model.W_e(_edge_vectors(model, batch)), mask)
+    return model.log_probs(model.along_chain(total, mask, segment))
 
 
 def encode(model: ProteinMPNN, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
@@ -89,7 +110,7 @@ def decode(
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
 
-def _edge_vectors(model: ProteinMPNN, batch: RaggedBatch) -> Tensor:
+def _edge_vectors(model: Network, batch: RaggedBatch) -> Tensor:
     """Edge vectors after the LayerNorm, [R, K, C]."""
     features = model.features
     positional = graph.NUM_POSITIONAL

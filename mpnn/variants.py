@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpnn.config import ARCHITECTURES, ModelConfig
+from mpnn.config import ARCHITECTURES, NetworkConfig
 from mpnn.decoding import Order
-from mpnn.optimizations import Engine, load_engine
+from mpnn.networks import SSM_ENGINE, engine_for
+from mpnn.optimizations import Engine
 from mpnn.weights import Card, formula_weights, load_weights, shipped
 
 
@@ -16,7 +17,7 @@ class Variant:
 
     Attributes:
         architecture: a name in `ARCHITECTURES`; what is computed. It names the checkpoint too.
-        engine: what `mpnn.optimizations.load_engine` takes; how it is computed.
+        engine: what `mpnn.networks.engine_for` takes; how it is computed.
         batch: proteins per call.
         device: where.
         order: distribution over decoding orders.
@@ -29,7 +30,7 @@ class Variant:
     order: Order = "random"
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> NetworkConfig:
         """Size of the network."""
         return ARCHITECTURES[self.architecture]
 
@@ -46,7 +47,7 @@ class Variant:
         """
         trained = self.architecture in shipped()
         model = load_weights(self.architecture)[0] if trained else formula_weights(self.config)
-        return load_engine(self.engine, model, self.device)
+        return engine_for(model, self.engine, self.device)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -64,6 +65,10 @@ VARIANTS: dict[str, Variant] = {
     "jacobi": Variant(engine="jacobi"),
     "baseline-coloured": Variant(order="coloured"),
     "exact-coloured": Variant(engine="exact", order="coloured"),
+    "one-shot": Variant("one-shot"),
+    "one-shot-exact": Variant("one-shot", "exact"),
+    "minimal-one-shot": Variant("minimal-one-shot"),
+    "ssm": Variant("ssm", SSM_ENGINE),
 }
 """Every variant that has a name."""
 

@@ -19,10 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mpnn.config import ModelConfig
+from mpnn.config import ModelConfig, NetworkConfig, SSMConfig
 from mpnn.download import PUBLISHED, cache_folder, cached, fetch, git_blob_id
 from mpnn.errors import InputError
-from mpnn.model import ProteinMPNN
+from mpnn.networks import Network, make_network
 from mpnn.output import write_whole
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -35,7 +35,7 @@ METADATA_KEY = "mpnn"
 Card = dict[str, Any]
 
 
-def formula_weights(config: ModelConfig) -> ProteinMPNN:
+def formula_weights(config: NetworkConfig) -> Network:
     """A network whose weights follow from the names of its parameters: no file is needed.
 
     Normal numbers w seeded by the name: matrices w/√(last axis), LayerNorm weights 1 + 0.1·w, other
@@ -54,7 +54,7 @@ def formula_weights(config: ModelConfig) -> ProteinMPNN:
 
 def save_checkpoint(
     path: str | Path,
-    model: ProteinMPNN,
+    model: Network,
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -80,7 +80,7 @@ def save_checkpoint(
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_weights(name_or_path: str | Path) -> tuple[ProteinMPNN, Card]:
+def load_weights(name_or_path: str | Path) -> tuple[Network, Card]:
     """The network that a name or a path leads to, in float32 on the CPU, and its card.
 
     The card always has `name`. Other keys are those stored with the checkpoint, or, for a published
@@ -90,12 +90,12 @@ def load_weights(name_or_path: str | Path) -> tuple[ProteinMPNN, Card]:
         InputError: see `find_weights`, `load_checkpoint` and `load_published`.
     """
     path = find_weights(name_or_path)
-    load = load_checkpoint if path.suffix == ".safetensors" else load_published
-    model, card = load(path)
+    own = path.suffix == ".safetensors"
+    model, card = load_checkpoint(path) if own else load_published(path)
     return model, {"name": path.stem, **card}
 
 
-def load_checkpoint(path: str | Path) -> tuple[ProteinMPNN, Card]:
+def load_checkpoint(path: str | Path) -> tuple[Network, Card]:
     """Reads our own form: the network in float32 on the CPU, and its card.
 
     Raises:
@@ -112,18 +112,11 @@ def load_checkpoint(path: str | Path) -> tuple[ProteinMPNN, Card]:
         ) from error
     if not isinstance(about, dict) or not isinstance(about.get("card"), dict):
         raise InputError(f"{path}: has no configuration inside; mpnn did not write this file")
-    stored = about.get("config")
-    k = stored.get("k_neighbors") if isinstance(stored, dict) else None
-    config, weights = _checked(path, tensors, k)
-    if stored != dataclasses.asdict(config):
-        raise InputError(
-            f"{path}: its configuration {stored} is not that of its tensors "
-            f"{dataclasses.asdict(config)}; write the checkpoint again"
-        )
-    return _with_weights(config, weights), about["card"]
+    config = _stored_config(path, about.get("config"))
+    return _with_weights(config, _checked(path, tensors, config)), about["card"]
 
 
-def load_published(path: str | Path) -> tuple[ProteinMPNN, Card]:
+def load_published(path: str | Path) -> tuple[Network, Card]:
     """Reads the published form; layers and width follow from the tensors, k from `num_edges`.
 
     Returns:
@@ -144,7 +137,9 @@ def load_published(path: str | Path) -> tuple[ProteinMPNN, Card]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model_state_dict"), dict):
         raise InputError(f"{path}: no model_state_dict inside, as published checkpoints have")
-    config, weights = _checked(path, content["model_state_dict"], content.get("num_edges"))
+    tensors = content["model_state_dict"]
+    config = _implied_config(path, tensors, content.get("num_edges"))
+    weights = _checked(path, tensors, config)
     blob_id = git_blob_id(path)
     published = next((name for name, p in PUBLISHED.items() if p.blob_id == blob_id), None)
     card = {
@@ -227,26 +222,42 @@ def _first_sentence(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter, by name."""
     with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in ProteinMPNN(config).state_dict().items()}
+        return {name: tuple(p.shape) for name, p in make_network(config).state_dict().items()}
 
 
-def _with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> ProteinMPNN:
+def _with_weights(config: NetworkConfig, weights: Mapping[str, Tensor]) -> Network:
     with torch.device("meta"):
-        model = ProteinMPNN(config)
+        model = make_network(config)
     model.load_state_dict(weights, assign=True)
     return model
 
 
-def _checked(
-    path: Path, tensors: Mapping[Any, Any], k: object
-) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration that the tensors imply, and the tensors in float32.
+def _stored_config(path: Path, stored: object) -> NetworkConfig:
+    """The configuration in our own form; what older files do not say has its default.
 
     Raises:
-        InputError: k is no whole number, or names, shapes or values do not fit.
+        InputError: it is missing, or no configuration of a network.
+    """
+    if not isinstance(stored, dict) or "k_neighbors" not in stored:
+        raise InputError(f"{path}: has no configuration inside; mpnn did not write this file")
+    kind = SSMConfig if "state_dim" in stored else ModelConfig
+    try:
+        return kind(**stored)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: its configuration {stored} is of no network known here ({error}); a newer "
+            "mpnn may have written it"
+        ) from error
+
+
+def _implied_config(path: Path, tensors: Mapping[Any, Any], k: object) -> ModelConfig:
+    """The configuration that published tensors imply.
+
+    Raises:
+        InputError: k is no whole number, or the tensors are of another kind of network.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"{path}: the number of neighbours is {k!r}; a whole number is needed")
@@ -258,9 +269,7 @@ def _checked(
             f"{path}: not the tensors of a ProteinMPNN: encoder_layers.0…, decoder_layers.0… and "
             "W_e.bias [C] are needed; a CA-only or ligand model cannot be used"
         )
-    config = ModelConfig(encoder_layers, decoder_layers, width, k)
-    _check_fit(path, tensors, _shapes(config))
-    return config, {name: tensor.float() for name, tensor in tensors.items()}
+    return ModelConfig(encoder_layers, decoder_layers, width, k)
 
 
 def _count_layers(tensors: Mapping[Any, Any], part: str) -> int:
@@ -269,14 +278,18 @@ def _count_layers(tensors: Mapping[Any, Any], part: str) -> int:
     return len({name.split(".")[1] for name in names if name.startswith(prefix)})
 
 
-def _check_fit(
-    path: Path, tensors: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+def _checked(path: Path, tensors: Mapping[Any, Any], config: NetworkConfig) -> dict[str, Tensor]:
+    """The tensors in float32.
+
+    Raises:
+        InputError: names, shapes or values are not those of the network.
+    """
+    shapes = _shapes(config)
     missing = [name for name in shapes if name not in tensors]
     extra = [str(name) for name in tensors if name not in shapes]
     if missing or extra:
         raise InputError(
-            f"{path}: tensors do not match the network: missing {_listed(missing)}; unexpected "
+            f"{path}: tensors do not match {config}: missing {_listed(missing)}; unexpected "
             f"{_listed(extra)}; a CA-only or ligand model cannot be used"
         )
     for name, shape in shapes.items():
@@ -287,6 +300,7 @@ def _check_fit(
             raise InputError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {shape}")
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: {name} holds NaN or infinity; fetch or train it again")
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _listed(names: list[str], limit: int = 4) -> str:

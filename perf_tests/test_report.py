@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mpnn import weights
-from mpnn.config import ARCHITECTURES, ModelConfig
+from mpnn.config import ARCHITECTURES, ModelConfig, SSMConfig
 from mpnn.decoding import Samples
 from mpnn.errors import InputError
-from mpnn.optimizations import load_engine
+from mpnn.networks import engine_for
 from mpnn.regression import baselines, charts, report
 from mpnn.regression.claims import BY_ID, CLAIMS, Compare, not_measured_on
 from mpnn.regression.roofline import network_work
@@ -107,7 +107,9 @@ def test_claims_refer_to_what_exists(claim):
     assert claim.workload in WORKLOADS
     assert bool(claim.subject) != bool(claim.missing)
     for name in filter(None, (claim.subject, claim.reference)):
-        assert load_engine(find_variant(name).engine, formula_weights(TINY))
+        variant = find_variant(name)
+        tiny = SSMConfig(1, 8, 2, 2, 4) if isinstance(variant.config, SSMConfig) else TINY
+        assert engine_for(formula_weights(tiny), variant.engine)
 
 
 @pytest.mark.parametrize("claim", [c for c in CLAIMS if c.subject], ids=lambda c: c.id)
@@ -148,7 +150,7 @@ def test_session_table_fits_a_terminal():
         ("batching", row(BY_ID["batching"], 3.2, passed=False), "**void**: accuracy failed"),
         ("minimal", row(BY_ID["minimal"], 2.0), "speed *holds*, accuracy open"),
         ("minimal", row(BY_ID["minimal"], 2.0, **TRAINED), "speed *holds*, recovery -2.5 points"),
-        ("ssm", None, "*not measured here* (architecture not built yet)"),
+        ("distillation", None, "*not measured here* (checkpoint not trained yet)"),
     ],
 )
 def test_verdicts_on_published_figures(claim, measured, verdict):

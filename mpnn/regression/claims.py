@@ -191,12 +191,16 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("distillation", "small student of the big model", "", "score-1x106",
           Published("training failed", None, "–"), compare=RECOVERY,
           missing="checkpoint not trained yet"),
-    Claim("non-autoregressive", "all residues in one pass", "", "sample-1x106",
-          Published("design only", None, "–"), compare=RECOVERY,
-          missing="architecture not built yet"),
-    Claim("ssm", "state-space layers along the chain", "", "score-1x106",
-          Published("design only", None, "–"), compare=RECOVERY,
-          missing="architecture not built yet"),
+    Claim("non-autoregressive", "all residues in one pass, run in the published way", "one-shot",
+          "sample-1x106", Published("design only", None, "–"), compare=RECOVERY, rule=SECONDS),
+    Claim("non-autoregressive+exact", "all residues in one pass, exact engine", "one-shot-exact",
+          "sample-1x106", compare=RECOVERY, rule=SECONDS),
+    Claim("one-shot-exact-8x106", "the exact engine on the one-shot network, eight sequences",
+          "one-shot-exact", "sample-8x106", reference="one-shot"),
+    Claim("ssm", "state-space layers along the chain", "ssm", "score-1x106",
+          Published("design only", None, "–"), compare=RECOVERY),
+    Claim("ssm-1x106", "state-space layers along the chain, one sequence drawn", "ssm",
+          "sample-1x106", compare=RECOVERY, rule=SECONDS),
 )  # fmt: skip
 """The reviewed table."""
 

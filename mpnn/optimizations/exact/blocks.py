@@ -81,7 +81,8 @@ class Affine:
 
 def fuses() -> bool:
     """Whether this build of torch has oneDNN's linear primitive."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Message:

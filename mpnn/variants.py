@@ -8,6 +8,7 @@ from mpnn.config import ARCHITECTURES, NetworkConfig
 from mpnn.decoding import Order
 from mpnn.networks import SSM_ENGINE, engine_for
 from mpnn.optimizations import Engine
+from mpnn.optimizations.buckets import MOST_PADDING
 from mpnn.weights import Card, formula_weights, load_weights, shipped
 
 
@@ -21,6 +22,8 @@ class Variant:
         batch: proteins per call.
         device: where.
         order: distribution over decoding orders.
+        most_padding: share of padding that a batch may have: proteins are put into length buckets;
+            None batches them as they come.
     """
 
     architecture: str = "baseline"
@@ -28,6 +31,7 @@ class Variant:
     batch: int = 1
     device: str = "cpu"
     order: Order = "random"
+    most_padding: float | None = None
 
     @property
     def config(self) -> NetworkConfig:
@@ -59,12 +63,18 @@ VARIANTS: dict[str, Variant] = {
     "baseline-k12": Variant("baseline-k12"),
     "baseline-k30": Variant("baseline-k30"),
     "baseline-batch-8": Variant(batch=8),
+    "baseline-buckets-8": Variant(batch=8, most_padding=MOST_PADDING),
     "minimal-batch-8": Variant("minimal", batch=8),
     "minimal-k30-batch-8": Variant("minimal-k30", batch=8),
     "exact": Variant(engine="exact"),
     "jacobi": Variant(engine="jacobi"),
     "baseline-coloured": Variant(order="coloured"),
     "exact-coloured": Variant(engine="exact", order="coloured"),
+    "baseline-mps": Variant(device="mps"),
+    "coreml-extreme-v2": Variant("extreme-v2", "coreml", batch=8),
+    "extreme-v2-mlx": Variant("extreme-v2", "mlx"),
+    "extreme-v2-mlx-eager": Variant("extreme-v2", "mlx-eager"),
+    "extreme-v2-mlx-fused": Variant("extreme-v2", "mlx-fused"),
     "one-shot": Variant("one-shot"),
     "one-shot-exact": Variant("one-shot", "exact"),
     "minimal-one-shot": Variant("minimal-one-shot"),

@@ -45,8 +45,29 @@ ENGINES: dict[str, str] = {
     "reference": "mpnn.optimizations.reference:ReferenceEngine",
     "exact": "mpnn.optimizations.exact:ExactEngine",
     "jacobi": "mpnn.optimizations.jacobi:JacobiEngine",
+    "ball-tree": "mpnn.optimizations.knn:BallTreeEngine",
+    "kd-tree": "mpnn.optimizations.knn:KDTreeEngine",
+    "half": "mpnn.optimizations.precision:HalfEngine",
+    "bfloat16": "mpnn.optimizations.precision:BFloat16Engine",
+    "mixed": "mpnn.optimizations.precision:MixedEngine",
+    "int8": "mpnn.optimizations.precision:Int8Engine",
+    "exact-bfloat16": "mpnn.optimizations.exact_bfloat16:ExactBFloat16Engine",
+    "mlx": "mpnn.optimizations.mlx:MLXEngine",
+    "mlx-eager": "mpnn.optimizations.mlx:EagerMLXEngine",
+    "mlx-fused": "mpnn.optimizations.mlx:FusedMLXEngine",
+    "coreml": "mpnn.optimizations.coreml:CoreMLEngine",
+    "coreml-gpu": "mpnn.optimizations.coreml:CoreMLGPUEngine",
+    "coreml-cpu": "mpnn.optimizations.coreml:CoreMLCPUEngine",
+    "coreml-int8": "mpnn.optimizations.coreml:CoreMLInt8Engine",
+    "coreml-palette6": "mpnn.optimizations.coreml:CoreMLPalette6Engine",
+    "coreml-palette4": "mpnn.optimizations.coreml:CoreMLPalette4Engine",
 }
 """Engine name to `module:class`; modules are imported when asked for."""
+
+ROUNDED = frozenset({"half", "bfloat16", "mixed", "int8", "exact-bfloat16"}) | {
+    name for name in ENGINES if name.startswith("coreml")
+}
+"""Engines that are close to the reference rather than equal to it but for float32's rounding."""
 
 EXTRAS = {
     "mlx": "mlx",

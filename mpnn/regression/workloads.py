@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from mpnn.backbone import Backbone
 from mpnn.batch import Batch
+from mpnn.config import ModelConfig
 from mpnn.decoding import (
     Constraints,
     IntArray,
@@ -23,23 +24,29 @@ from mpnn.decoding import (
     make_job,
     with_coloured_order,
 )
-from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.optimizations import Engine
+from mpnn.optimizations.buckets import length_buckets, padding
 from mpnn.regression.claims import Claim, Compare
 from mpnn.regression.gate import Accuracy
+from mpnn.regression.outputs import (
+    GraphPair,
+    Pair,
+    closeness,
+    equality,
+    recovery,
+    same_neighbors,
+)
+from mpnn.regression.products import bound
 from mpnn.regression.roofline import network_work
 from mpnn.regression.timing import INPUTS, PairedTiming, Side
 from mpnn.structure import read_structure
 from mpnn.synthetic import made_up_backbone
 from mpnn.variants import Variant, find_variant
-from mpnn.weights import Card
 
 TEMPERATURE = 0.1
-RECOVERY_SET = "ts50"
-"""The set of proteins, named in checkpoints' cards, whose recovery stands in a row."""
 
-Outputs = dict[int, list[Samples]]
-"""By number of the input; one output for each protein, without padding."""
+Outputs = dict[int, list[Any]]
+"""By number of the input; for each protein `Samples` without padding, or the E_idx [L, K] found."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +56,35 @@ class Workload:
     Attributes:
         proteins: how many, each of another length when more than one.
         length: residues, on average.
+        spread: residues from one protein's length to the next.
         chains: of each protein.
         samples: sequences of each protein; 0 scores the given sequence teacher-forced.
         designed: share of residues that are drawn.
         structure: file stem of a real structure in MPNN_DATA, instead of made-up ones.
+        neighbors: the search for neighbours alone, from coordinates to E_idx on the host.
     """
 
     proteins: int = 1
     length: int = 106
+    spread: int = 8
     chains: int = 1
     samples: int = 0
     designed: float = 1.0
     structure: str = ""
+    neighbors: bool = False
+
+    @property
+    def lengths(self) -> list[int]:
+        """Residues of each made-up protein."""
+        middle = (self.proteins - 1) / 2
+        return [self.length + round(self.spread * (i - middle)) for i in range(self.proteins)]
 
 
 WORKLOADS: dict[str, Workload] = {
     "score-1x106": Workload(),
     "score-8x106": Workload(proteins=8),
+    "score-8x40-320": Workload(proteins=8, length=180, spread=40),
+    **{f"score-1x{bucket}": Workload(length=bucket) for bucket in (64, 128, 256, 512)},
     "score-955": Workload(length=955, chains=3),
     "score-5L33": Workload(structure="5L33"),
     "sample-1x106": Workload(samples=1),
@@ -73,6 +92,8 @@ WORKLOADS: dict[str, Workload] = {
     "sample-1x955": Workload(length=955, chains=3, samples=1),
     "sample-8x955": Workload(length=955, chains=3, samples=8),
     "redesign-416": Workload(length=416, samples=1, designed=0.1),
+    "neighbors-106": Workload(neighbors=True),
+    "neighbors-2000": Workload(length=2000, chains=4, neighbors=True),
 }
 
 
@@ -84,6 +105,7 @@ class Task:
     job: Job
     native: IntArray  # [B, N, L]
     lengths: tuple[int, ...]
+    numbers: tuple[int, ...]  # of its proteins within the input
     order: Order = "random"
 
     def run(self, engine: Engine, sample: bool) -> list[Samples]:
@@ -99,6 +121,11 @@ class Task:
             Samples(found.S[b : b + 1, :, :length], found.log_probs[b : b + 1, :, :length])
             for b, length in enumerate(self.lengths)
         ]
+
+    def search(self, engine: Engine) -> list[IntArray]:
+        """E_idx [L, K] of each protein, by an engine whose `encode` does no more than find it."""
+        encoding = engine.encode(self.batch)
+        return [engine.neighbors(encoding, b)[0] for b in range(len(self.lengths))]
 
     def ordered(self, engine: Engine, encoding: Any) -> Job:
         """The job under the task's order; finding it is part of the work."""
@@ -121,10 +148,16 @@ def side(variant: Variant, workload: Workload, inputs: Sequence[Sequence[Backbon
     engine = variant.load()
     tasks = [list(make_tasks(variant, workload, i, proteins)) for i, proteins in enumerate(inputs)]
 
-    def call(number: int) -> list[Samples]:
-        return [
-            output for task in tasks[number] for output in task.run(engine, workload.samples > 0)
-        ]
+    def run(task: Task) -> list[Any]:
+        return task.search(engine) if workload.neighbors else task.run(engine, workload.samples > 0)
+
+    def call(number: int) -> list[Samples | IntArray]:
+        outputs = {
+            protein: output
+            for task in tasks[number]
+            for protein, output in zip(task.numbers, run(task), strict=True)
+        }
+        return [outputs[protein] for protein in sorted(outputs)]
 
     return Side(call, units=workload.proteins)
 
@@ -132,17 +165,30 @@ def side(variant: Variant, workload: Workload, inputs: Sequence[Sequence[Backbon
 def about(claim: Claim, peaks: Mapping[str, float]) -> dict[str, object]:
     """What a stored row says besides its measurement."""
     workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
-    work = network_work(variant.config, workload.length, max(1, workload.samples))
     card = variant.card if claim.compare is Compare.RECOVERY else None
-    return {
+    batches = [[workload.lengths[i] for i in batch] for batch in cut(variant, workload.lengths)]
+    row: dict[str, object] = {
         "claim": claim.id,
         "workload": claim.workload,
         "engine": variant.engine,
         "published_speedup": claim.published.speedup if claim.published else None,
-        "work": asdict(work),
+        "padding": padding(*batches),
         "peaks": dict(peaks),
         "recovery_how": card["measured"]["how"] if card else "",
     }
+    if isinstance(variant.config, ModelConfig) and not workload.neighbors:
+        work = network_work(variant.config, workload.length, max(1, workload.samples))
+        row["work"] = asdict(work)
+    return row
+
+
+def bound_of(claim: Claim) -> dict[str, float]:
+    """What a job of the exact engine needs at least, see `products.bound`; {} for other rows."""
+    workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
+    if variant.engine != "exact" or not isinstance(variant.config, ModelConfig):
+        return {}
+    samples = max(1, workload.samples) if variant.config.autoregressive else 1
+    return bound(variant.config, workload.length, samples, torch.get_num_threads())
 
 
 def make_tasks(
@@ -151,15 +197,23 @@ def make_tasks(
     """Cuts the proteins of one input into batches; the noise does not depend on the cut."""
     keys = [Key(seed, sample, TEMPERATURE) for sample in range(max(1, workload.samples))]
     tasks = []
-    for first in range(0, len(proteins), variant.batch):
-        group = proteins[first : first + variant.batch]
+    for numbers in cut(variant, [len(protein) for protein in proteins]):
+        group = [proteins[i] for i in numbers]
         batch = Batch.from_backbones(group, variant.device)
         constraints = [constraint(workload, seed, backbone) for backbone in group]
         job = make_job(batch.S.cpu().numpy(), constraints, keys)
         native = np.repeat(job.S[:, None], len(keys), axis=1)
         lengths = tuple(len(backbone) for backbone in group)
-        tasks.append(Task(batch, job, native, lengths, variant.order))
+        tasks.append(Task(batch, job, native, lengths, tuple(numbers), variant.order))
     return tasks
+
+
+def cut(variant: Variant, lengths: Sequence[int]) -> list[list[int]]:
+    """The variant's batches: numbers of their proteins, whose lengths are given."""
+    if variant.most_padding is not None:
+        return length_buckets(lengths, variant.batch, variant.most_padding)
+    numbers = list(range(len(lengths)))
+    return [numbers[first : first + variant.batch] for first in numbers[:: variant.batch]]
 
 
 def constraint(workload: Workload, seed: int, backbone: Backbone) -> Constraints:
@@ -170,17 +224,16 @@ def constraint(workload: Workload, seed: int, backbone: Backbone) -> Constraints
 
 
 def backbones(workload: Workload, seed: int) -> list[Backbone]:
-    """The proteins of one input; several spread their lengths by 8 around the average.
+    """The proteins of one input; several spread their lengths around the average.
 
     Raises:
         FileNotFoundError: the workload wants a real structure that MPNN_DATA does not hold.
     """
     if workload.structure:
         return [read_structure(real_structure(workload.structure))]
-    spread = [8 * i - 4 * (workload.proteins - 1) for i in range(workload.proteins)]
     return [
-        made_up_backbone(workload.length + extra, workload.chains, seed * workload.proteins + i)
-        for i, extra in enumerate(spread)
+        made_up_backbone(length, workload.chains, seed * workload.proteins + i)
+        for i, length in enumerate(workload.lengths)
     ]
 
 
@@ -196,27 +249,24 @@ def real_structure(stem: str) -> Path:
     return path
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """One protein's job and what both sides made of it."""
-
-    name: str
-    job: Job
-    reference: Samples
-    subject: Samples
-
-
 def accuracy(claim: Claim, timing: PairedTiming) -> Accuracy:
     """Judges the outputs of the timed legs of a claim."""
+    workload = WORKLOADS[claim.workload]
     subject, reference = cast("tuple[Outputs, Outputs]", timing.outputs)
     shared = sorted(subject.keys() & reference.keys())
-    if claim.compare is Compare.EQUAL:
-        workload = WORKLOADS[claim.workload]
-        return equality(
-            [pair for i in shared for pair in pairs_of(workload, i, reference[i], subject[i])]
+    if workload.neighbors:
+        return same_neighbors(
+            [
+                GraphPair(*found)
+                for i in shared
+                for found in zip(backbones(workload, i), reference[i], subject[i], strict=True)
+            ]
         )
-    cards = [find_variant(name).card for name in (claim.subject, claim.reference)]
-    return recovery([output for i in shared for output in subject[i]], *cards)
+    if claim.compare is Compare.RECOVERY:
+        cards = [find_variant(name).card for name in (claim.subject, claim.reference)]
+        return recovery([output for i in shared for output in subject[i]], *cards)
+    pairs = [pair for i in shared for pair in pairs_of(workload, i, reference[i], subject[i])]
+    return closeness(pairs, claim.band) if claim.compare is Compare.CLOSE else equality(pairs)
 
 
 def pairs_of(
@@ -229,63 +279,3 @@ def pairs_of(
         Pair(backbone.name, task.job, theirs, ours)
         for backbone, task, theirs, ours in zip(proteins, tasks, reference, subject, strict=True)
     ]
-
-
-def equality(pairs: Sequence[Pair]) -> Accuracy:
-    """The same letters, and log-probabilities equal up to rounding.
-
-    Where rounding alone flipped a near-tie, the residue is named and the claim stands; samples
-    that differ are left out of the largest difference.
-    """
-    found = [(p.name, flip) for p in pairs for flip in flips(p.job, p.reference, p.subject)]
-    changed = [(name, flip) for name, flip in found if not flip.is_rounding]
-    differences = [largest_difference(p.reference, p.subject) for p in pairs]
-    largest = max((d for d in differences if not math.isnan(d)), default=math.inf)
-    text = "equal"
-    if found:
-        name, flip = (changed or found)[0]
-        what = f"changed sequences: {len(changed)}" if changed else f"near-ties: {len(found)}"
-        text = (
-            f"{what}, first at residue {flip.residue} of sample {flip.sample} of {name} "
-            f"(margin {flip.margin:.0e})"
-        )
-    return Accuracy(
-        passed=not changed and largest <= ROUNDING,
-        text=f"{text}, |Δ|≤{largest:.0e}",
-        figures={
-            "sequences_changed": len(changed),
-            "near_ties": len(found) - len(changed),
-            "max_abs_log_prob": largest,
-        },
-    )
-
-
-def recovery(outputs: Sequence[Samples], card: Card | None, reference: Card | None) -> Accuracy:
-    """Probabilities that sum to one, and the recovery that the checkpoints' cards state.
-
-    Args:
-        outputs: of the subject, on backbones that are mostly made up: they have no recovery.
-        card: of the subject's checkpoint, None while it is untrained.
-        reference: the same of the reference.
-    """
-    totals = np.concatenate([np.exp(output.log_probs).sum(-1).ravel() for output in outputs])
-    off = float(np.abs(totals - 1).max())
-    figures, text = {"max_abs_total_minus_one": off}, "untrained"
-    if card is not None:
-        ours = _stated_recovery(card)
-        theirs = None if reference is None else _stated_recovery(reference)
-        text = f"recovery {_per_cent(ours)}, reference {_per_cent(theirs)}, {RECOVERY_SET}, stored"
-        if theirs is not None:
-            keys = ("recovery", "recovery_low", "recovery_high", "reference_recovery")
-            figures |= dict(zip(keys, (*ours, theirs[0]), strict=True))
-    return Accuracy(off < ROUNDING, text, figures)
-
-
-def _stated_recovery(card: Card) -> tuple[float, float, float]:
-    """Mean and interval in per cent, as measured when the checkpoint was made."""
-    mean, low, high = map(float, card["measured"]["sets"][RECOVERY_SET]["recovery"])
-    return mean, low, high
-
-
-def _per_cent(stated: tuple[float, float, float] | None) -> str:
-    return "untrained" if stated is None else "{:.1f} % [{:.1f}, {:.1f}]".format(*stated)

@@ -95,7 +95,7 @@ class RaggedBatch:
                 _search(X[rows, graph.CA], mask[rows], found, workers)
             else:
                 given = batch.E_idx[b, :length, : min(K, length)]
-                _measure(X[rows, graph.CA], mask[rows], given, found)
+                _measure(X[rows, graph.CA], mask[rows], given, found, workers)
             found[0].add_(int(start))
         short = torch.tensor([min(K, n) for n in lengths], device=mask.device)
         slots = (
@@ -143,12 +143,23 @@ def _search(ca: Tensor, mask: Tensor, found: tuple[Tensor, Tensor], workers: Wor
     workers.map(tile, tiles(len(ca), rows_at_once))
 
 
-def _measure(ca: Tensor, mask: Tensor, given: Tensor, found: tuple[Tensor, Tensor]) -> None:
+def _measure(
+    ca: Tensor, mask: Tensor, given: Tensor, found: tuple[Tensor, Tensor], workers: Workers
+) -> None:
     """Distances of neighbours found elsewhere, as `graph.neighbors` gives them."""
     E_idx, D = found
-    pair = graph.row_adjusted(graph.distance(ca[:, None], ca[None]), mask[:, None] * mask)
     E_idx.copy_(given)
-    D.copy_(pair.gather(-1, given))
+    whole = bool(mask.all())
+
+    def tile(rows: slice) -> None:
+        if whole:
+            D[rows] = graph.distance(ca[rows, None], ca[given[rows]])
+        else:
+            pair = graph.distance(ca[rows, None], ca[None])
+            pair = graph.row_adjusted(pair, mask[rows, None] * mask)
+            D[rows] = pair.gather(-1, given[rows])
+
+    workers.map(tile, tiles(len(ca), SEARCH_TILE if ca.device.type == "cpu" else len(ca)))
 
 
 class EdgeFeatures:

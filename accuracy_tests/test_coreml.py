@@ -1,0 +1,651 @@
+"""Core ML: the bucket network in torch, the package op by op, and on a Mac every compute unit."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import platform
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpnn.batch import Batch
+from mpnn.config import ModelConfig
+from mpnn.decoding import Constraints, Job, Key, Samples, make_job, wavefront
+from mpnn.equality import flips, largest_difference
+from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
+from mpnn.optimizations import Engine, load_engine
+from mpnn.structure import Backbone
+from mpnn.synthetic import made_up_backbone
+from mpnn.weights import formula_weights, load_weights
+
+pytest.importorskip("coremltools")
+
+import coremltools as ct
+from mil_evaluator import OPERATIONS, MILEvaluator
+
+from mpnn.optimizations.coreml import CoreMLEngine, gate, network, package, plan
+from mpnn.optimizations.coreml.engine import bucket_of
+from mpnn.optimizations.coreml.gate import BANDS, judge, measured, require_parity
+from mpnn.optimizations.coreml.network import BucketNetwork
+from mpnn.optimizations.coreml.package import BUCKETS, cached_package, digest, save_package
+from mpnn.optimizations.coreml.parity import differences
+from mpnn.optimizations.coreml.predictor import UNITS, CoreMLPredictor
+
+CONFIG = ModelConfig(2, 3, 32, 12)
+TINY = ModelConfig(1, 2, 16, 6)
+BUCKET = 16
+DOUBLE = 1e-12
+SINGLE = 1e-6  # the package's float32 weights, computed with in float64
+MADE_OF = {
+    "abs", "add", "concat", "conv", "expand_dims", "gelu", "identity", "layer_norm", "matmul",
+    "mul", "reduce_sum", "relu", "squeeze", "sub",
+}  # fmt: skip
+
+mac = platform.mac_ver()[0] != "" and platform.machine() == "arm64"
+
+
+class TorchPredictor:
+    """The functions as they are before conversion."""
+
+    def __init__(self, model: ProteinMPNN, *buckets: int) -> None:
+        parts = BucketNetwork(model)
+        self.functions = {n: f for b in buckets for n, f in parts.functions(b).items()}
+        self.dtype = np.dtype(str(model.W_e.weight.dtype).partition(".")[2])
+        self.calls: list[str] = []
+
+    @torch.inference_mode()
+    def __call__(self, function: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+        self.calls.append(function)
+        called = self.functions[function]
+        assert {n: x.shape for n, x in inputs.items()} == called.inputs
+        found = called.module(*(torch.from_numpy(inputs[n]) for n in called.inputs))
+        found = found if isinstance(found, tuple) else (found,)
+        return {n: x.numpy() for n, x in zip(called.outputs, found, strict=True)}
+
+
+def model_of(config: ModelConfig = CONFIG, dtype: torch.dtype = torch.float64) -> ProteinMPNN:
+    return formula_weights(config).to(dtype)
+
+
+def in_torch(model: ProteinMPNN, *buckets: int) -> CoreMLEngine:
+    return CoreMLEngine(model, predictor=TorchPredictor(model, *buckets), buckets=buckets)
+
+
+def with_gaps(backbone: Backbone, *residues: int) -> Backbone:
+    """The same backbone with some residues masked."""
+    mask, coords = backbone.mask.copy(), backbone.coords.copy()
+    mask[list(residues)] = False
+    coords[list(residues)] = 0
+    return dataclasses.replace(backbone, mask=mask, coords=coords)
+
+
+BACKBONES = {
+    "a full bucket": [made_up_backbone(32)],
+    "three chains": [made_up_backbone(41, chains=3)],
+    "shorter than K": [made_up_backbone(7)],
+    "masked residues": [with_gaps(made_up_backbone(30), 3, 4, 29)],
+    "different lengths": [made_up_backbone(n, seed=n) for n in (40, 9, 33)],
+}
+
+
+@pytest.fixture(params=BACKBONES)
+def batch(request: pytest.FixtureRequest) -> Batch:
+    return Batch.from_backbones(BACKBONES[request.param], dtype=torch.float64)
+
+
+def job_of(batch: Batch, samples: int = 2, tied: bool = False) -> Job:
+    """Most residues designed; two of them tied if wanted."""
+    constraints = [
+        Constraints.free(m[v].numpy() > 0) for m, v in zip(batch.mask, batch.valid, strict=True)
+    ]
+    for c in constraints:
+        c.designed[::5] = False
+        if tied:
+            c.tie_group[6] = 1
+            c.tie_weight[6] = 0.5
+    return make_job(batch.S.numpy(), constraints, [Key(3, n, 0.5) for n in range(samples)])
+
+
+def score_and_sample(engine: Engine, batch: Batch, job: Job) -> tuple[np.ndarray, Samples]:
+    """Scores under the job's order and with nothing seen, and samples."""
+    encoding = engine.encode(batch)
+    rank = np.concatenate([job.rank, np.zeros_like(job.rank[:, :1])], 1)
+    S = np.repeat(job.S[:, None], rank.shape[1], 1)
+    valid = batch.valid.numpy()[:, None, :, None]
+    return engine.log_probs(encoding, S, rank) * valid, engine.sample(encoding, job)
+
+
+# --- the bucket network ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_bucket_network_is_the_reference(batch: Batch, tied: bool) -> None:
+    """Scores, unconditional scores and samples are the reference's, whatever was padded."""
+    job = job_of(batch, tied=tied)
+    log_probs, samples = score_and_sample(in_torch(model_of(), 32, 64), batch, job)
+    expected, drawn = score_and_sample(load_engine("reference", model_of()), batch, job)
+    np.testing.assert_allclose(log_probs, expected, rtol=0, atol=DOUBLE)
+    np.testing.assert_array_equal(samples.S, drawn.S)
+    valid = batch.valid.numpy()[:, None, :, None]
+    np.testing.assert_allclose(samples.log_probs, drawn.log_probs * valid, rtol=0, atol=DOUBLE)
+
+
+def test_neighbours_are_those_of_the_reference(batch: Batch) -> None:
+    """The graph that orders and wavefronts are made from is the reference's."""
+    ours, theirs = in_torch(model_of(), 32, 64), load_engine("reference", model_of())
+    for b, length in enumerate(batch.lengths.tolist()):
+        E_idx, real = ours.neighbors(ours.encode(batch), b)
+        expected, expected_real = theirs.neighbors(theirs.encode(batch), b)
+        assert E_idx.shape[0] == length
+        np.testing.assert_array_equal(E_idx[real], expected[expected_real])
+
+
+class Dirty(TorchPredictor):
+    """Fills the padding with made-up numbers before every call."""
+
+    def __call__(self, function: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+        rng = np.random.default_rng(len(self.calls))
+        filled = {name: x.copy() for name, x in inputs.items()}
+        inside = inputs["mask"][0, 0] > 0  # [1, L]
+        slot = inside & (inputs["slot_weight"][:, 0, 0] > 0)  # [K, L]
+        for name in {"E", "h_E", "see", "letters"} & inputs.keys():
+            at_edges = filled[name].transpose(0, 3, 1, 2)
+            at_edges[~slot] = rng.normal(size=at_edges[~slot].shape)
+        if "h_V" in inputs:
+            at_nodes = filled["h_V"].transpose(2, 3, 0, 1)
+            at_nodes[~inside] = rng.normal(size=at_nodes[~inside].shape)
+        neighbours = filled["E_idx"][:, 0]
+        neighbours[~slot] = rng.integers(inside.size, size=neighbours[~slot].shape)
+        assert not slot.all()
+        return super().__call__(function, filled)
+
+
+@pytest.mark.parametrize("length", [7, 25])
+def test_padding_changes_nothing(length: int) -> None:
+    """Whatever stands in the padding, and however long it is, results are the same."""
+    model = model_of()
+    batch = Batch.from_backbones([made_up_backbone(length)], dtype=torch.float64)
+    job = job_of(batch)
+    expected, samples = score_and_sample(in_torch(model, 32), batch, job)
+    dirty = CoreMLEngine(model, predictor=Dirty(model, 32), buckets=[32])
+    for engine in (dirty, in_torch(model, 64)):
+        log_probs, others = score_and_sample(engine, batch, job)
+        np.testing.assert_allclose(log_probs, expected, rtol=0, atol=DOUBLE)
+        np.testing.assert_array_equal(others.S, samples.S)
+
+
+@pytest.mark.parametrize(
+    ("name", "defect"),
+    [
+        ("neighbours_of", lambda h_V, P: (h_V.squeeze(2) @ P.mT).unsqueeze(2)),
+        ("gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        ("SLOT_WEIGHT", 1 / 30),
+        ("selection", lambda E_idx: torch.relu(1.01 - (E_idx - E_idx.mT).abs())),
+    ],
+    ids=["transposed", "tanh GELU", "weight", "selection"],
+)
+def test_planted_defects_are_seen(monkeypatch: pytest.MonkeyPatch, name: str, defect: Any) -> None:
+    """A graph that is a little different is told from the reference."""
+    model = model_of()
+    assert differences(model, TorchPredictor(model, 32), [32])[32] < DOUBLE
+    monkeypatch.setattr(network, name, defect)
+    assert differences(model, TorchPredictor(model, 32), [32])[32] > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("length", "bucket"), [(1, 64), (64, 64), (65, 128), (128, 128), (257, 512), (512, 512)]
+)
+def test_dispatch_by_length(length: int, bucket: int) -> None:
+    """A structure goes to the shortest bucket that holds it."""
+    assert bucket_of(length, BUCKETS) == bucket
+
+
+def test_each_structure_of_a_batch_has_its_bucket() -> None:
+    """The longest protein of a batch does not decide for the others."""
+    engine = in_torch(model_of(), 16, 32, 64)
+    engine.encode(Batch.from_backbones(BACKBONES["different lengths"], dtype=torch.float64))
+    assert engine.predictor.calls == ["encode_64", "encode_16", "encode_64"]
+
+
+def test_above_the_longest_bucket() -> None:
+    """A longer structure is refused before a prediction, with the limit and the way out."""
+    engine = in_torch(model_of(TINY), 512)
+    batch = Batch.from_backbones([made_up_backbone(513)], dtype=torch.float64)
+    with pytest.raises(InputError, match=r"513 residues.*longest bucket is 512.*engine exact"):
+        engine.encode(batch)
+    assert not engine.predictor.calls
+
+
+def test_sampling_takes_a_pass_for_each_wavefront() -> None:
+    """What the docstring says of the cost is so; a job with nothing to draw takes one pass."""
+    engine = in_torch(model_of(), 32)
+    batch = Batch.from_backbones([made_up_backbone(25)], dtype=torch.float64)
+    job = job_of(batch, samples=1)
+    encoding = engine.encode(batch)
+    graph = encoding[0].padded
+    step = wavefront(job.rank[0], job.designed[0], graph.E_idx, graph.real, job.tie_group[0])
+    engine.sample(encoding, job)
+    assert engine.predictor.calls.count("decode_32") == step.max() > 5
+    engine.sample(encoding, dataclasses.replace(job, designed=np.zeros_like(job.designed)))
+    assert engine.predictor.calls.count("decode_32") == step.max() + 1
+
+
+# --- the package, executed op by op ---------------------------------------------------------
+
+
+STORAGES = [w if w.startswith("float") else pytest.param(w, marks=pytest.mark.slow) for w in BANDS]
+COMPRESSED = {
+    "int8": "constexpr_blockwise_shift_scale",
+    "palette6": "constexpr_lut_to_dense",
+    "palette4": "constexpr_lut_to_dense",
+}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a package the first time a storage is asked for; in float16 it has two buckets."""
+    folder = tmp_path_factory.mktemp("packages")
+
+    @functools.cache
+    def packed(weights: Any) -> Path:
+        path = folder / f"{weights}.mlpackage"
+        buckets = [BUCKET, 2 * BUCKET] if weights == "float16" else [BUCKET]
+        save_package(path, formula_weights(TINY), buckets, weights)
+        return path
+
+    return packed
+
+
+def test_converted_graph_is_the_reference(packages: Callable[[str], Path]) -> None:
+    """In exact arithmetic the package's float32 functions are the reference network."""
+    evaluator = MILEvaluator(packages("float32"), exact=True)
+    assert differences(model_of(TINY), evaluator, [BUCKET])[BUCKET] < SINGLE
+    assert evaluator.calls == [f"encode_{BUCKET}", f"decode_{BUCKET}", f"decode_{BUCKET}"]
+
+
+TINY_BANDS = {"float32": 1e-5, "float16": 0.01, "int8": 0.05, "palette6": 0.2, "palette4": 0.6}
+"""A few times what was measured, and well inside the bands for real networks."""
+
+
+@pytest.mark.parametrize("weights", STORAGES)
+def test_rounded_arithmetic_is_in_its_band(packages: Callable[[str], Path], weights: str) -> None:
+    """With every result rounded to its stored type, each package is near the reference."""
+    model = formula_weights(TINY)
+    evaluator = MILEvaluator(packages(weights), exact=False)
+    found = differences(model, evaluator, [BUCKET])[BUCKET]
+    assert found < TINY_BANDS[weights] < BANDS[weights]
+    if weights != "float32":
+        assert found > SINGLE  # the rounding is really there
+
+
+def test_no_operation_leaves_the_neural_engine(packages: Callable[[str], Path]) -> None:
+    """No gather, no cast and no reshape: convolutions, products and arithmetic alone."""
+    evaluator = MILEvaluator(packages("float16"), exact=False)
+    assert set(evaluator.program.functions) == {
+        f"{part}_{b}" for part in ("encode", "decode") for b in (BUCKET, 2 * BUCKET)
+    }
+    for function, body in evaluator.program.functions.items():
+        operations = evaluator.operations(function)
+        assert {op.op_type for op in operations} <= MADE_OF
+        assert {x.dtype for x in body.inputs.values()} == {op.outputs[0].dtype for op in operations}
+
+
+def test_no_layer_norm_meets_zeros(
+    packages: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variances in padding too are far above what a device without subnormals would divide by."""
+    least: list[float] = []
+    layer_norm = OPERATIONS["layer_norm"]
+
+    def watched(x: np.ndarray, axes: np.ndarray, **others: Any) -> Any:
+        least.append(float(x.var(tuple(axes)).min()))
+        return layer_norm(x, axes=axes, **others)
+
+    monkeypatch.setitem(OPERATIONS, "layer_norm", watched)
+    model = formula_weights(TINY)
+    evaluator = MILEvaluator(packages("float16"), exact=False)
+    engine = CoreMLEngine(model, predictor=evaluator, buckets=[BUCKET])
+    backbones = [with_gaps(made_up_backbone(11), 2, 3), made_up_backbone(4)]
+    score_and_sample(engine, (batch := Batch.from_backbones(backbones)), job_of(batch, 1))
+    assert len(least) > 20
+    assert min(least) > 1e-4  # ten times the epsilon
+
+
+def weight_bytes(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("weight.bin"))
+
+
+def test_weights_are_stored_once(packages: Callable[[str], Path]) -> None:
+    """A second bucket adds no weights: both lengths read the same ones."""
+    numbers = sum(p.numel() for p in BucketNetwork(formula_weights(TINY)).parameters())
+    assert numbers < weight_bytes(packages("float16")) / 2 < 1.4 * numbers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", COMPRESSED)
+def test_weights_are_compressed(packages: Callable[[str], Path], weights: str) -> None:
+    """Weights are stored in fewer bits, and are what the functions compute with."""
+    evaluator = MILEvaluator(packages(weights), exact=False)
+    for function, body in evaluator.program.functions.items():
+        found = [op.op_type for op in body.operations].count(COMPRESSED[weights])
+        convs = [op.inputs["weight"] for op in body.operations if op.op_type == "conv"]
+        large = [w for w in convs if np.prod(w.shape) > package.LARGEST_UNCOMPRESSED]
+        assert found == len(large) > 0, function
+    assert weight_bytes(packages(weights)) < weight_bytes(packages("float32"))
+
+
+def test_engine_end_to_end(packages: Callable[[str], Path]) -> None:
+    """Scores and samples through the package are the reference's, but for near-ties in float16."""
+    model = formula_weights(TINY)
+    evaluator = MILEvaluator(packages("float16"), exact=False)
+    engine = CoreMLEngine(model, predictor=evaluator, buckets=[BUCKET, 2 * BUCKET])
+    batch = Batch.from_backbones([made_up_backbone(n) for n in (14, 18)])
+    job = job_of(batch, samples=2)
+    log_probs, samples = score_and_sample(engine, batch, job)
+    expected, drawn = score_and_sample(load_engine("reference", model), batch, job)
+    band = TINY_BANDS["float16"]
+    np.testing.assert_allclose(log_probs, expected, rtol=0, atol=band)
+    valid = batch.valid.numpy()[:, None, :, None]
+    drawn = Samples(drawn.S, drawn.log_probs * valid)
+    assert all(abs(flip.margin) < 2 * band for flip in flips(job, drawn, samples))
+    assert largest_difference(drawn, samples) < band
+    assert samples.log_probs.dtype == np.float32
+
+
+# --- cache, gate and plan -------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty user cache, and conversions that are quick."""
+    monkeypatch.setattr(package, "cache_folder", lambda: tmp_path / "weights")
+    made: list[Path] = []
+
+    def written(path: Path, *_: Any) -> None:
+        path.mkdir()
+        made.append(path)
+
+    monkeypatch.setattr(package, "save_package", written)
+    return tmp_path / "coreml"
+
+
+def test_package_is_made_once(cache: Path) -> None:
+    """The same network finds its package; another weight, bucket or storage makes another."""
+    model, other = formula_weights(TINY), formula_weights(TINY)
+    first = cached_package(model, [16])
+    assert first.parent.parent == cache
+    made = first.stat()
+    assert cached_package(other, [16]).stat() == made
+    with torch.no_grad():
+        other.W_out.bias[0] += 1
+    paths = [cached_package(other, [16]), cached_package(model, [32]), first]
+    paths.append(cached_package(model, [16], "int8"))
+    assert len(set(paths)) == len(list(cache.iterdir())) == 4
+    for path, given in zip(paths, (other, model, model), strict=False):
+        stored = load_weights(path.with_name(package.CHECKPOINT))[0]
+        torch.testing.assert_close(stored.W_out.bias, given.W_out.bias)
+
+
+def test_stopped_conversion_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that was not finished is not taken for one."""
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package, "save_package", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cached_package(formula_weights(TINY), [16])
+    assert not list(cache.iterdir())
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the cache's place is named in one sentence."""
+    (tmp_path / "coreml").write_text("")
+    monkeypatch.setattr(package, "cache_folder", lambda: tmp_path / "weights")
+    with pytest.raises(InputError, match=r"coreml.*cannot be written"):
+        cached_package(formula_weights(TINY), [16])
+
+
+def test_digest_follows_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A changed graph is converted again."""
+    before = digest(formula_weights(TINY), [16], "float16")
+    changed = tmp_path / "network.py"
+    changed.write_text(Path(str(network.__file__)).read_text() + "\n# changed\n")
+    monkeypatch.setattr(network, "__file__", str(changed))
+    assert digest(formula_weights(TINY), [16], "float16") != before
+
+
+@pytest.mark.skipif(mac, reason="Core ML predicts here")
+def test_elsewhere_prediction_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Core ML cannot predict, the engine says so at its first use, and converts nothing."""
+    monkeypatch.setattr("mpnn.optimizations.coreml.engine.cached_package", pytest.fail)
+    engine = load_engine("mpnn.optimizations.coreml:CoreMLEngine", formula_weights(TINY))
+    with pytest.raises(InputError, match=r"Core ML predicts on macOS only.*another engine"):
+        engine.encode(Batch.from_backbones([made_up_backbone(10)]))
+
+
+def test_old_macos_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multifunction packages need macOS 15."""
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("14.6.1", ("", "", ""), "arm64"))
+    with pytest.raises(InputError, match=r"macOS 14\.6\.1.*macOS 15 or newer"):
+        CoreMLPredictor(Path("a.mlpackage"), "CPU_ONLY")
+
+
+def test_functions_are_loaded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each version of macOS compiles a package once; functions are loaded when first called."""
+    done: list[Any] = []
+
+    def compile_model(source: str, destination: str) -> None:
+        done.append(Path(source).name)
+        Path(destination).mkdir()
+
+    class Compiled:
+        def __init__(self, path: str, unit: ct.ComputeUnit, function: str) -> None:
+            assert Path(path).is_dir()
+            done.append((unit, function))
+
+        def predict(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"doubled": inputs["x"] * 2}
+
+    version = "15.3"
+    monkeypatch.setattr(platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+    monkeypatch.setattr(ct.models.utils, "compile_model", compile_model)
+    monkeypatch.setattr(ct.models, "CompiledMLModel", Compiled)
+    for _ in range(2):
+        predict = CoreMLPredictor(tmp_path / "a.mlpackage", "CPU_AND_NE")
+        for _ in range(2):
+            assert predict("encode_64", {"x": np.ones(1)})["doubled"] == 2
+    assert done == ["a.mlpackage"] + 2 * [(ct.ComputeUnit.CPU_AND_NE, "encode_64")]
+    version = "15.4"
+    CoreMLPredictor(tmp_path / "a.mlpackage", "CPU_ONLY")
+    assert done[-1] == "a.mlpackage"
+
+
+@pytest.mark.parametrize("difference", [0.2, float("nan"), float("inf")])
+def test_a_unit_out_of_its_band_is_refused(difference: float) -> None:
+    """One bucket that is wrong, or NaN, refuses the unit, and the message has the figures."""
+    judge({"64": 0.01, "128": 0.09}, "CPU_AND_NE", "float16")
+    with pytest.raises(InputError, match=r"CPU_AND_NE.*bucket of 128.*float16.*0\.1; take another"):
+        judge({"64": 0.01, "128": difference}, "CPU_AND_NE", "float16")
+
+
+def test_verdict_on_a_unit_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit is tried once; a kept figure out of its band refuses it again."""
+    asked: list[str] = []
+
+    def figures(_: Path, unit: str) -> dict[str, float]:
+        asked.append(unit)
+        return {"16": 0.01 if unit == "CPU_ONLY" else 1.0}
+
+    monkeypatch.setattr(gate, "measured", figures)
+    for _ in range(2):
+        assert require_parity(tmp_path / "a.mlpackage", "CPU_ONLY", "float16") == {"16": 0.01}
+        with pytest.raises(InputError, match="CPU_AND_GPU"):
+            require_parity(tmp_path / "a.mlpackage", "CPU_AND_GPU", "float16")
+    assert asked == ["CPU_ONLY", "CPU_AND_GPU"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(mac, reason="Core ML predicts here")
+@pytest.mark.usefixtures("cache")
+def test_trial_in_a_process_of_its_own() -> None:
+    """The program that the gate starts loads the package's network, and its last line is told."""
+    path = cached_package(formula_weights(TINY), [16])
+    with pytest.raises(InputError, match=r"CPU_AND_NE: the trial ended with 1 .*macOS only"):
+        measured(path, "CPU_AND_NE")
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("echo noise; echo '{\"64\": 0.01}'", None),
+        ("echo first >&2; echo last >&2; exit 3", "ended with 3 .last.; take another unit"),
+        ("kill -SEGV $$", r"ended with -11 .no message."),
+    ],
+    ids=["figures", "failure", "crash"],
+)
+def test_a_trial_is_heard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, said: str | None
+) -> None:
+    """Figures are read from the last line; a failure or a crash is an error with its reason."""
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\n{program}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    if said is None:
+        assert measured(tmp_path, "CPU_ONLY") == {"64": 0.01}
+    else:
+        with pytest.raises(InputError, match=said):
+            measured(tmp_path, "CPU_ONLY")
+
+
+def test_a_trial_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A unit that does not answer is refused."""
+    monkeypatch.setattr(gate, "PATIENCE", 0.01)
+    with pytest.raises(InputError, match=r"CPU_ONLY: no answer in"):
+        measured(tmp_path / "a.mlpackage", "CPU_ONLY")
+
+
+class MLNeuralEngineComputeDevice:
+    """Named as coremltools names it."""
+
+
+class MLCPUComputeDevice:
+    """Named as coremltools names it."""
+
+
+class Plan:
+    """A compute plan of three operations and a constant."""
+
+    def __init__(self) -> None:
+        rows = [("ios18.const", None, None), ("ios18.conv", MLNeuralEngineComputeDevice(), 0.75)]
+        rows += [("ios18.gelu", MLCPUComputeDevice(), 0.25), ("ios18.cast", None, None)]
+        operations = [
+            types.SimpleNamespace(
+                operator_name=name, outputs=[types.SimpleNamespace(name=f"v{n}")], on=on, cost=cost
+            )
+            for n, (name, on, cost) in enumerate(rows)
+        ]
+        block = types.SimpleNamespace(operations=operations)
+        functions = {"encode_64": types.SimpleNamespace(block=block)}
+        program = types.SimpleNamespace(functions=functions)
+        self.model_structure = types.SimpleNamespace(program=program)
+
+    def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
+        """The device, or None."""
+        return operation.on and types.SimpleNamespace(preferred_compute_device=operation.on)
+
+    def get_estimated_cost_for_mlprogram_operation(self, operation: Any) -> Any:
+        """The share of the work, or None."""
+        return operation.cost and types.SimpleNamespace(weight=operation.cost)
+
+
+def test_plan_says_where_each_operation_runs() -> None:
+    """Devices are told by name, operations without one stay in the list, constants do not."""
+    found = plan.placements_in(Plan(), "encode_64")
+    assert found == [
+        plan.Placement("conv", "v1", "NE", 0.75),
+        plan.Placement("gelu", "v2", "CPU", 0.25),
+        plan.Placement("cast", "v3", "", 0.0),
+    ]
+    assert plan.share(found, "NE") == 0.75
+    assert plan.share([], "NE") == 0
+
+
+def test_plan_of_one_function(packages: Callable[[str], Path], tmp_path: Path) -> None:
+    """A function is made the default one for its plan, and the package computes what it did."""
+    path = tmp_path / "function.mlpackage"
+    plan.with_default(packages("float16"), f"encode_{BUCKET}", path)
+    evaluator = MILEvaluator(path, exact=False)
+    description = ct.models.MLModel(str(path), skip_model_load=True).get_spec().description
+    assert description.defaultFunctionName == f"encode_{BUCKET}"
+    assert len(description.functions) == 4
+    same = MILEvaluator(packages("float16"), exact=False)
+    model = formula_weights(TINY)
+    assert differences(model, evaluator, [BUCKET]) == differences(model, same, [BUCKET])
+
+
+# --- slow, and on a Mac ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", BANDS)
+def test_real_network_is_in_its_band(tmp_path: Path, weights: str) -> None:
+    """The shipped minimal network, bucket of 64: each storage is in the band that the gate asks."""
+    model = load_weights("minimal")[0]
+    path = tmp_path / "network.mlpackage"
+    save_package(path, model, [64], weights)
+    evaluator = MILEvaluator(path, exact=False)
+    assert differences(model, evaluator, [64])[64] < BANDS[weights] / 1.5
+    assert max(evaluator.largest.values()) < np.finfo(np.float16).max / 100
+
+
+@pytest.mark.slow
+def test_every_bucket_of_the_published_size(tmp_path: Path) -> None:
+    """All eight functions of the 3+3/128 network convert, and compute the reference exactly."""
+    model = formula_weights(ModelConfig())
+    path = tmp_path / "network.mlpackage"
+    save_package(path, model, BUCKETS, "float32")
+    evaluator = MILEvaluator(path, exact=True)
+    found = differences(model.double(), evaluator, BUCKETS)
+    assert list(found) == list(BUCKETS)
+    assert max(found.values()) < 10 * SINGLE
+
+
+@pytest.fixture(scope="module")
+def real_package() -> Path:
+    """The shipped minimal network's package, in the user's cache as for any user."""
+    return cached_package(load_weights("minimal")[0])
+
+
+@pytest.mark.macos
+@pytest.mark.slow
+@pytest.mark.skipif(not mac, reason="needs macOS on Apple Silicon")
+@pytest.mark.parametrize("unit", UNITS)
+def test_unit_on_a_mac(real_package: Path, unit: str) -> None:
+    """Every compute unit is in the band in every bucket, tried in a process of its own."""
+    found = require_parity(real_package, unit, "float16")
+    assert [int(bucket) for bucket in found] == list(BUCKETS)
+
+
+@pytest.mark.macos
+@pytest.mark.slow
+@pytest.mark.skipif(not mac, reason="needs macOS on Apple Silicon")
+@pytest.mark.parametrize(
+    "function", [f"{part}_{b}" for b in BUCKETS for part in ("encode", "decode")]
+)
+def test_where_operations_run_on_a_mac(real_package: Path, function: str) -> None:
+    """On the CPU alone nothing is elsewhere; with the Neural Engine most of the work is on it."""
+    cpu = plan.placements(real_package, function, "CPU_ONLY")
+    assert {p.device for p in cpu} <= {"CPU", ""}
+    assert plan.share(plan.placements(real_package, function, "CPU_AND_NE"), "NE") > 0.5

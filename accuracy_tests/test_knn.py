@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from engines import HERE, cases
 
 from mpnn import graph
 from mpnn.batch import Batch
 from mpnn.config import ModelConfig
 from mpnn.decoding import Constraints, Key, make_job
 from mpnn.errors import InputError
-from mpnn.optimizations import ENGINES, Engine, load_engine
+from mpnn.optimizations import Engine, load_engine
 from mpnn.regression.claims import Claim
 from mpnn.regression.outputs import SAME_DISTANCE, GraphPair, same_neighbors
 from mpnn.regression.timing import PairedTiming
@@ -130,7 +131,7 @@ def test_the_exact_engine_with_a_tree(name: str) -> None:
     assert np.abs(ours - theirs)[complete].max() < TOLERANCE
 
 
-@pytest.mark.parametrize("engine", [name for name in ENGINES if "coreml" not in name])
+@pytest.mark.parametrize("engine", cases(HERE))
 def test_every_engine_takes_given_neighbours(engine: str) -> None:
     """With a graph of its own in the batch every engine follows the reference there."""
     model = formula_weights(CONFIG)

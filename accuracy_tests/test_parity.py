@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engines import EQUAL, cases
 
 from mpnn import graph
 from mpnn.batch import Batch
 from mpnn.config import ModelConfig
 from mpnn.decoding import decoding_order, rank_of
 from mpnn.model import ProteinMPNN
-from mpnn.optimizations import ENGINES, ROUNDED, load_engine
+from mpnn.optimizations import load_engine
 from mpnn.weights import formula_weights
 
 FOLDER = Path(__file__).parent / "parity"
@@ -113,7 +114,7 @@ def conditional_ranks(case: Case) -> np.ndarray:
     return np.stack([rank_of(decoding_order(row, normal)) for row in last])
 
 
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name not in ROUNDED])
+@pytest.mark.parametrize("engine", cases(EQUAL))
 def test_log_probs(case: Case, engine: str) -> None:
     """Engines that round nothing else give the published teacher-forced, unconditional values."""
     runner = load_engine(engine, case.model)

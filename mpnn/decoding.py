@@ -152,7 +152,10 @@ class Samples:
 
 def on_device(x: NDArray[np.generic], device: torch.device) -> Tensor:
     """A host array as a tensor; copied where it is a read-only view, such as a broadcast."""
-    return torch.from_numpy(np.require(x, requirements=["C", "W"])).to(device)
+    t = torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    if t.dtype == torch.float64 and device.type == "mps":  # which has no float64
+        t = t.float()
+    return t.to(device)
 
 
 def make_job(S: IntArray, constraints: Sequence[Constraints], keys: Sequence[Key]) -> Job:

@@ -49,7 +49,7 @@ class Claim:
         id: also the id of the test and of the stored row.
         what: one line for people.
         subject: a name in `mpnn.variants.VARIANTS`, or an engine (a name, or `module:class`) to
-            run the published network with; '' where its code does not exist.
+            run the published network with.
         workload: a name in `mpnn.regression.workloads.WORKLOADS`.
         published: the figure that is put to the test.
         reference: as the subject.
@@ -58,7 +58,6 @@ class Claim:
         rule: pairs, looks and margin of the gate.
         platform: "any", or the one that its figure is about.
         slow: minutes; measured by recordings and on request.
-        missing: why it cannot be measured anywhere yet.
     """
 
     id: str
@@ -72,7 +71,6 @@ class Claim:
     rule: Rule = STANDARD
     platform: str = "any"
     slow: bool = False
-    missing: str = ""
 
 
 RECOVERY = Compare.RECOVERY
@@ -87,7 +85,6 @@ HALF_MINUTE = Rule(margin=0.25, pairs=7, looks=1, alpha_fail=1 / 128, alpha_pass
 """For legs of half a minute: seven pairs bound the median by their extremes, at 1/128 each."""
 
 _APPLE = "Apple Silicon"
-_NOT_BUILT = "engine not built yet"
 
 CLAIMS: tuple[Claim, ...] = (
     # The published architectures and batches, run in the published way.
@@ -202,17 +199,16 @@ CLAIMS: tuple[Claim, ...] = (
           reference="exact", compare=CLOSE, band=0.2, rule=SECONDS),
     Claim("buckets", "eight proteins of 40 to 320 residues, one by one to length buckets",
           "baseline-buckets-8", "score-8x40-320", rule=SECONDS),
-    Claim("torch-compile", "torch.compile", "", "score-1x106", Published("", 0.99, "–"),
-          missing=_NOT_BUILT),
+    Claim("torch-compile", "torch.compile against the same code uncompiled", "compiled",
+          "score-1x106", Published("", 0.99, "–"), reference="staged"),
+    Claim("torchscript", "TorchScript against the same code uncompiled", "torchscript",
+          "score-1x106", Published("1.05–1.15× estimated", 1.05, "–"), reference="staged"),
+    Claim("onnx", "ONNX Runtime", "onnx", "score-1x106", Published("not tested", None, "–")),
+    Claim("onnx-1x106", "ONNX Runtime, one sequence, L=106", "onnx", "sample-1x106", rule=SECONDS),
     Claim("int8", "quantised Linear layers", "int8", "score-1x106",
           Published("not supported on MPS", None, "–"), compare=CLOSE, band=1.5),
-    Claim("torchscript", "TorchScript", "", "score-1x106",
-          Published("1.05–1.15× estimated", None, "–"), missing=_NOT_BUILT),
-    Claim("onnx", "ONNX Runtime", "", "score-1x106", Published("not tested", None, "–"),
-          missing=_NOT_BUILT),
-    Claim("distillation", "small student of the big model", "", "score-1x106",
-          Published("training failed", None, "–"), compare=RECOVERY,
-          missing="checkpoint not trained yet"),
+    Claim("distillation", "2+2/64, student of v_48_002", "minimal", "score-1x106",
+          Published("training failed", None, "–"), compare=RECOVERY),
     Claim("non-autoregressive", "all residues in one pass, run in the published way", "one-shot",
           "sample-1x106", Published("design only", None, "–"), compare=RECOVERY, rule=SECONDS),
     Claim("non-autoregressive+exact", "all residues in one pass, exact engine", "one-shot-exact",
@@ -227,14 +223,19 @@ CLAIMS: tuple[Claim, ...] = (
 """The reviewed table."""
 
 
+ON_5L33 = (
+    *("baseline", "fast", "minimal", "minimal-fast", "pruning"),
+    *("neighbours-12", "neighbours-16", "neighbours-30"),
+)
+"""The published rows of one protein a call."""
+
+
 def on_5l33(claim: Claim) -> Claim:
     """The same claim on the published protein, measured where its structure is found."""
     return replace(claim, id=f"{claim.id}@5L33", workload="score-5L33", slow=True)
 
 
-CLAIMS += tuple(
-    on_5l33(claim) for claim in CLAIMS if claim.subject and claim.workload == "score-1x106"
-)
+CLAIMS += tuple(on_5l33(claim) for claim in CLAIMS if claim.id in ON_5L33)
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 
@@ -253,5 +254,5 @@ def not_measured_on(claim: Claim, apple: bool) -> str:
         apple: whether the machine is of Apple Silicon.
     """
     if claim.platform == _APPLE and not apple:
-        return f"needs {_APPLE}" + (f", and {claim.missing}" if claim.missing else "")
-    return claim.missing
+        return f"needs {_APPLE}"
+    return ""

@@ -1,0 +1,143 @@
+"""ONNX Runtime: encoder, score pass and decoder step, each exported as an ONNX graph.
+
+The score pass of a structure is the graph `encode`, then the graph `score`; sampling is `encode`,
+then `step` once for each wavefront. Both halves of the pass in one graph take no less time.
+
+**Lengths are dynamic.** The first axis of every input is exported as a variable one, from two
+made-up samples of five residues; one graph serves all sizes, 1 included. `topk` stays outside
+(`staged`): its K would have to vary too, and of equal distances ONNX takes the first, torch any.
+
+**Cache.** One graph and one session of each program for each engine, in memory and with the weights
+in it; nothing is kept on disk, so every process exports anew.
+
+**Threads.** As many as torch has, asleep between calls: spinning ones would take the processor from
+whatever runs beside.
+
+**Refused**: weights other than float32. For float64 and bfloat16 ONNX Runtime's CPU has no Erf,
+which is in the GELU; float16 it computes in float32. A device is refused where its execution
+provider is not in the installed build: CoreML for "mps", CUDA for "cuda". What a provider cannot
+take, ONNX Runtime gives to its CPU; CoreML may so leave much of a graph whose lengths vary, which
+only a Mac can show.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from mpnn.batch import Batch
+from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
+from mpnn.optimizations.staged import StagedEncoding, StagedEngine, example
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "mps": "CoreMLExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+}
+"""Type of device to ONNX Runtime's execution provider for it."""
+
+
+class OnnxEngine(StagedEngine):
+    """The staged engine with its programs run by ONNX Runtime, exported when they are first run.
+
+    Inputs and outputs are host arrays, whatever runs the graphs: `device` is the CPU, and batches
+    from elsewhere are moved to it.
+
+    Attributes:
+        provider: the execution provider that runs the graphs.
+        graphs: serialised ONNX model of each program run so far, to be stored or looked at.
+        sessions: ONNX Runtime's session of each.
+        compile_seconds: of each program, its export and the loading of its session.
+
+    Raises:
+        InputError: the device has no provider in this build, or the model is not float32.
+    """
+
+    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
+        self.provider = find_provider(torch.device(device).type)
+        super().__init__(model, "cpu")
+        if self.dtype != torch.float32:
+            raise InputError(f"engine onnx: takes float32 weights, not {self.dtype}")
+        self.graphs: dict[str, bytes] = {}
+        self.sessions: dict[str, Any] = {}
+
+    def encode(self, batch: Batch) -> StagedEncoding:
+        """Moves the batch to the host, finds the neighbours and runs the encoder."""
+        host: dict[str, Any] = {
+            name: x if x is None else x.cpu() for name, x in vars(batch).items()
+        }
+        return super().encode(Batch(**host))
+
+    def run(self, stage: str, *inputs: Tensor) -> Any:
+        """Runs one graph, exported before if it is the first time."""
+        if stage not in self.sessions:
+            start = time.perf_counter()
+            given = example(stage, self.model.config, self.dtype)
+            self.graphs[stage] = export(self.stages[stage], given)
+            self.sessions[stage] = load(self.graphs[stage], self.provider)
+            self.compile_seconds[stage] = time.perf_counter() - start
+        session = self.sessions[stage]
+        names = [argument.name for argument in session.get_inputs()]
+        arrays = [x.numpy() for x in inputs]
+        found = session.run(None, dict(zip(names, arrays, strict=True)))
+        outputs = [torch.from_numpy(x) for x in found]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+def find_provider(device: str) -> str:
+    """The execution provider for a type of device.
+
+    Raises:
+        InputError: there is none, or the installed build of ONNX Runtime lacks it.
+    """
+    available = onnxruntime.get_available_providers()
+    provider = PROVIDERS.get(device, "an execution provider")
+    if provider not in available:
+        raise InputError(
+            f"engine onnx: device {device} needs {provider}, and this "
+            f"build of ONNX Runtime has {', '.join(available)}; take device cpu or another build"
+        )
+    return provider
+
+
+def export(stage: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+    """The ONNX model of one program, the first axis of every input variable."""
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
+    with _no_advice():
+        program = torch.onnx.export(
+            stage, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
+    assert program is not None  # with dynamo there is one
+    serialised: bytes = program.model_proto.SerializeToString()
+    return serialised
+
+
+def load(graph: bytes, provider: str) -> Any:
+    """A session that runs an ONNX model on `provider`, and on the CPU what that cannot take."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = list(dict.fromkeys([provider, PROVIDERS["cpu"]]))
+    return onnxruntime.InferenceSession(graph, options, providers=providers)
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Keeps from users what the exporter says of its own deprecations, and of torchvision."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(before)

@@ -20,7 +20,7 @@ from mpnn.config import ModelConfig
 from mpnn.decoding import Constraints, Key, make_job
 from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.errors import InputError
-from mpnn.optimizations import load_engine, reference
+from mpnn.optimizations import ENGINES, load_engine, reference
 from mpnn.regression import claims, workloads
 from mpnn.regression.gate import NOT_RECORDED, Gate
 from mpnn.regression.process import PINNED
@@ -182,3 +182,10 @@ def test_options_exist():
     commands = typer.main.get_command(app).commands
     assert {"--weights", "--seed"} <= shown
     assert shown <= options_of(commands["design"]) | options_of(commands["score"])
+
+
+def test_every_engine_is_in_the_table():
+    """The README names every engine that `--engine` takes, and no other."""
+    section = README.split("## Every way to run it")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`([\w-]+)`", "".join(rows))) == sorted(ENGINES)

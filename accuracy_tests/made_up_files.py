@@ -1,7 +1,8 @@
-"""Structure files and a network for tests, made from nothing."""
+"""Structure files, backbones and a network for tests, made from nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mpnn.backbone import ATOMS, Backbone
@@ -51,3 +52,11 @@ def write_weights(folder: Path, config: ModelConfig = CONFIG) -> Path:
 def made_model(engine: str = "exact") -> Model:
     """A small network with weights by formula in an engine."""
     return Model(load_engine(engine, formula_weights(CONFIG)), CONFIG, {"name": "made"})
+
+
+def with_gaps(backbone: Backbone, *residues: int) -> Backbone:
+    """The same backbone with some residues masked."""
+    mask, coords = backbone.mask.copy(), backbone.coords.copy()
+    mask[list(residues)] = False
+    coords[list(residues)] = 0
+    return dataclasses.replace(backbone, mask=mask, coords=coords)

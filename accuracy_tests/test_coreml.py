@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_up_files import with_gaps
 
 from mpnn.batch import Batch
 from mpnn.config import ModelConfig
@@ -22,7 +23,6 @@ from mpnn.equality import flips, largest_difference
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import Engine, load_engine
-from mpnn.structure import Backbone
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights, load_weights
 
@@ -78,14 +78,6 @@ def model_of(config: ModelConfig = CONFIG, dtype: torch.dtype = torch.float64) -
 
 def in_torch(model: ProteinMPNN, *buckets: int) -> CoreMLEngine:
     return CoreMLEngine(model, predictor=TorchPredictor(model, *buckets), buckets=buckets)
-
-
-def with_gaps(backbone: Backbone, *residues: int) -> Backbone:
-    """The same backbone with some residues masked."""
-    mask, coords = backbone.mask.copy(), backbone.coords.copy()
-    mask[list(residues)] = False
-    coords[list(residues)] = 0
-    return dataclasses.replace(backbone, mask=mask, coords=coords)
 
 
 BACKBONES = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_up_files import with_gaps
 
 from mpnn import graph
 from mpnn.batch import Batch
@@ -31,7 +32,7 @@ from mpnn.optimizations.exact.engine import steps_of
 from mpnn.optimizations.exact.ragged import EdgeFeatures, RaggedBatch
 from mpnn.optimizations.exact.workers import Buffers, Loans, Workers
 from mpnn.optimizations.reference import published_encode, published_visibility
-from mpnn.structure import Backbone, read_structure
+from mpnn.structure import read_structure
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights, load_weights
 
@@ -43,14 +44,6 @@ SINGLE = 2e-5  # float32, weights by formula
 
 def model_of(dtype: torch.dtype = torch.float64) -> ProteinMPNN:
     return formula_weights(CONFIG).to(dtype)
-
-
-def with_gaps(backbone: Backbone, *residues: int) -> Backbone:
-    """The same backbone with some residues masked."""
-    mask, coords = backbone.mask.copy(), backbone.coords.copy()
-    mask[list(residues)] = False
-    coords[list(residues)] = 0
-    return dataclasses.replace(backbone, mask=mask, coords=coords)
 
 
 BACKBONES = {

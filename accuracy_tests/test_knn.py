@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from engines import HERE, cases
+from made_up_files import with_gaps
+from test_exact import BACKBONES
 
 from mpnn import graph
 from mpnn.batch import Batch
@@ -19,7 +21,6 @@ from mpnn.regression.claims import Claim
 from mpnn.regression.outputs import SAME_DISTANCE, GraphPair, same_neighbors
 from mpnn.regression.timing import PairedTiming
 from mpnn.regression.workloads import about, accuracy, sides
-from mpnn.structure import Backbone
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -33,33 +34,16 @@ TREES = {"BallTreeEngine": ball_tree, "KDTreeEngine": kd_tree}
 TOLERANCE = 1e-5
 
 
-def with_gaps(backbone: Backbone, *residues: int) -> Backbone:
-    """The same backbone with some residues masked."""
-    mask, coords = backbone.mask.copy(), backbone.coords.copy()
-    mask[list(residues)] = False
-    coords[list(residues)] = 0
-    return dataclasses.replace(backbone, mask=mask, coords=coords)
-
-
-BACKBONES = {
-    "one chain": [made_up_backbone(70)],
-    "three chains": [made_up_backbone(75, chains=3)],
-    "shorter than K": [made_up_backbone(15)],
+CASES = BACKBONES | {
     "one residue": [made_up_backbone(1)],
-    "masked residues": [with_gaps(made_up_backbone(60), 3, 4, 30, 59)],
     "fewer complete residues than K": [with_gaps(made_up_backbone(40), *range(5, 30))],
     "no complete residue": [with_gaps(made_up_backbone(5), *range(5)), made_up_backbone(8)],
-    "different lengths": [made_up_backbone(n, seed=n) for n in (50, 11, 33)],
-    "different lengths, masked": [
-        with_gaps(made_up_backbone(50, seed=1), 0, 7),
-        with_gaps(made_up_backbone(20, seed=2), *range(9, 19)),
-    ],
 }
 
 
-@pytest.fixture(params=BACKBONES)
+@pytest.fixture(params=CASES)
 def batch(request: pytest.FixtureRequest) -> Batch:
-    return Batch.from_backbones(BACKBONES[request.param])
+    return Batch.from_backbones(CASES[request.param])
 
 
 def engine_named(cls: str) -> Engine:
@@ -105,8 +89,8 @@ def test_neighbours_within_a_structure(batch: Batch, cls: str) -> None:
 @pytest.mark.parametrize("name", ["three chains", "masked residues", "different lengths"])
 def test_whole_model_is_the_reference(name: str, cls: str) -> None:
     """Scores and letters are the reference's, with gaps and padding too."""
-    batch = Batch.from_backbones(BACKBONES[name])
-    constraints = [Constraints.free(backbone.mask) for backbone in BACKBONES[name]]
+    batch = Batch.from_backbones(CASES[name])
+    constraints = [Constraints.free(backbone.mask) for backbone in CASES[name]]
     job = make_job(batch.S.numpy(), constraints, [Key(1, n, 0.5) for n in range(2)])
     engines = [load_engine("reference", formula_weights(CONFIG)), engine_named(cls)]
     theirs, ours = (engine.sample(engine.encode(batch), job) for engine in engines)
@@ -120,7 +104,7 @@ def test_whole_model_is_the_reference(name: str, cls: str) -> None:
 def test_the_exact_engine_with_a_tree(name: str) -> None:
     """With a tree's graph the exact engine scores as the reference does without."""
     model = formula_weights(CONFIG)
-    batch = Batch.from_backbones(BACKBONES[name])
+    batch = Batch.from_backbones(CASES[name])
     S = batch.S.numpy()[:, None]
     rank = np.random.default_rng(0).permutation(S.shape[-1]) + np.zeros_like(S)
     reference, exact = load_engine("reference", model), load_engine("exact", model)

@@ -145,7 +145,8 @@ def recovery(outputs: Sequence[Samples], card: Card | None, reference: Card | No
     if card is not None:
         ours = _stated_recovery(card)
         theirs = None if reference is None else _stated_recovery(reference)
-        text = f"recovery {_per_cent(ours)}, reference {_per_cent(theirs)}, {RECOVERY_SET}, stored"
+        text = "recovery {:.1f} % [{:.1f}, {:.1f}] against ".format(*ours)
+        text += "untrained" if theirs is None else f"{theirs[0]:.1f} %"
         if theirs is not None:
             keys = ("recovery", "recovery_low", "recovery_high", "reference_recovery")
             figures |= dict(zip(keys, (*ours, theirs[0]), strict=True))
@@ -156,7 +157,3 @@ def _stated_recovery(card: Card) -> tuple[float, float, float]:
     """Mean and interval in per cent, as measured when the checkpoint was made."""
     mean, low, high = map(float, card["measured"]["sets"][RECOVERY_SET]["recovery"])
     return mean, low, high
-
-
-def _per_cent(stated: tuple[float, float, float] | None) -> str:
-    return "untrained" if stated is None else "{:.1f} % [{:.1f}, {:.1f}]".format(*stated)

@@ -166,6 +166,16 @@ def test_markdown_has_every_claim(tmp_path):
     assert text.count("not measured here") == sum(claim.platform != "any" for claim in CLAIMS)
 
 
+def test_exact_jobs_stand_beside_their_bound(tmp_path):
+    """A row that stored the time of its products has a line in the table of bounds; others none."""
+    bound = {"bound": {"multiply_adds": 2.2e9, "seconds": 0.01}}
+    stored(tmp_path, **{"exact-1x106": row(BY_ID["exact-1x106"], 2.0) | bound})
+    table = report.bounds_markdown(report.latest_runs(tmp_path)[0])
+    lines = [line for line in table.splitlines() if line.startswith("| `")]
+    assert len(lines) == 1
+    assert all(cell in lines[0] for cell in ("exact-1x106", "2.2 G", "40%"))
+
+
 def test_readme_table_is_replaced_between_its_markers():
     """Only what stands between the markers changes, and a second time changes nothing."""
     text = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nEnd.\n"

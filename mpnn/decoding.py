@@ -218,6 +218,19 @@ def draw(
     return (mean / temperature[:, None] + gumbel).argmax(-1)
 
 
+def slots_in_steps(step: IntArray, sample: IntArray, leader: IntArray) -> IntArray:
+    """Number of each row's tied group within its step, for rows [M] sorted by step.
+
+    Args:
+        step: [M], ascending.
+        sample: [M].
+        leader: [M] residue that leads the row's tied group.
+    """
+    groups, slot = np.unique(np.stack([step, sample, leader]), axis=1, return_inverse=True)
+    counted: IntArray = slot - np.searchsorted(groups[0], step)  # from the step's first group
+    return counted
+
+
 def slot_of(group: Tensor) -> Tensor:
     """Numbers the distinct groups of a step 0, 1, …: group [R] -> slot [R], for `draw`."""
     slot: Tensor = torch.unique(group, return_inverse=True)[1]

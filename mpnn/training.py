@@ -30,6 +30,7 @@ from mpnn.distillation import Teacher
 from mpnn.download import PUBLISHED
 from mpnn.errors import InputError
 from mpnn.networks import Network, make_network
+from mpnn.optimizations.exact.workers import flush_denormals
 from mpnn.output import write_whole
 from mpnn.training_data import (
     Crop,
@@ -151,9 +152,7 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
         InputError: the data, teacher, state or weights to begin from cannot be used, or the state
             is of another run.
     """
-    for kind in (np.float32, np.float64):
-        np.finfo(kind)  # looked up now: numpy warns where it finds denormals flushed
-    torch.set_flush_denormal(True)
+    flush_denormals()
     run = _Run(config)
     run.begin()
     while run.step < config.steps:

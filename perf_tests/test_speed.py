@@ -2,11 +2,11 @@
 
 import functools
 
-import numpy as np
 import pytest
 import torch
 
 from mpnn.errors import InputError
+from mpnn.optimizations.exact.workers import flush_denormals
 from mpnn.regression.claims import BY_ID, CLAIMS, not_measured_here
 from mpnn.regression.roofline import peaks
 from mpnn.regression.workloads import about, accuracy, bound_of, sides
@@ -15,9 +15,7 @@ from mpnn.regression.workloads import about, accuracy, bound_of, sides
 @pytest.fixture(scope="module", autouse=True)
 def flushed_denormals():
     """exp(−z²) makes denormals, which slow some matrix products down twenty times."""
-    for kind in (np.float32, np.float64):
-        np.finfo(kind)  # looked up now: numpy warns where it finds denormals flushed
-    torch.set_flush_denormal(True)
+    flush_denormals()
     yield
     torch.set_flush_denormal(False)
 

@@ -40,7 +40,7 @@ class Affine:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Weight [out, in] and bias [out], as in `nn.Linear`."""
+        """Takes weight [out, in] and bias [out], as `nn.Linear` has them."""
         self.W = weight.t().contiguous()  # [in, out]
         self.b = bias
         self.packed = None
@@ -48,7 +48,7 @@ class Affine:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 512)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """X [M, in] -> [M, out], in `out` where that is given."""
+        """Of x [M, in] -> [M, out], in `out` where that is given."""
         if self._fused(x):
             y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.b, "none", [], "")
             return y if out is None else out.copy_(y)
@@ -66,7 +66,7 @@ class Affine:
         return gelu_(self(x, out))
 
     def plus(self, x: Tensor, onto: Tensor) -> Tensor:
-        """Onto + x·Wᵀ + b; `onto` [M, out] may be overwritten."""
+        """The sum of `onto` [M, out], which may be overwritten, and x·Wᵀ + b."""
         if self._fused(x):
             y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
                 x, onto, self.packed, self.b, "add"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpnn.batch import Batch
-from mpnn.decoding import IntArray, Job, Samples, draw, on_device, wavefront
+from mpnn.decoding import IntArray, Job, Samples, draw, on_device, slots_in_steps, wavefront
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import synchronize
 from mpnn.optimizations.exact.decoder import Decoder, DecoderWeights
@@ -163,10 +163,7 @@ def lane_of(decoder: Decoder, job: Job, rows: IntArray, step: IntArray) -> Lane:
     sample, residue = np.divmod(rows, R)
     first = np.array(graph.offsets)[:, None]
     leader = (job.tie_group + first)[graph.valid][residue]  # flat residue leading the tied group
-    slot = None
-    if job.tied:
-        groups, slot = np.unique(np.stack([step, sample, leader]), axis=1, return_inverse=True)
-        slot -= np.searchsorted(groups[0], step)  # counted from the first group of the step
+    slot = slots_in_steps(step, sample, leader) if job.tied else None
 
     def put(x: NDArray[np.generic]) -> Tensor:
         t = on_device(x, graph.mask.device)

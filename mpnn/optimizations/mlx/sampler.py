@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpnn.config import NUM_LETTERS
-from mpnn.decoding import IntArray, Job
+from mpnn.decoding import IntArray, Job, slots_in_steps
 from mpnn.optimizations.mlx.network import Encoded, ProteinMPNN
 
 SPARE = -1
@@ -110,10 +110,7 @@ def rows_of(job: Job, step_of: IntArray) -> Iterator[Rows]:
     step = step_of.ravel()[rows]
     sample, residue = np.divmod(rows, R)
     leader = leaders(job)[residue]  # row leading the tied group
-    slot = np.zeros_like(rows)
-    if job.tied:
-        groups, slot = np.unique(np.stack([step, sample, leader]), axis=1, return_inverse=True)
-        slot -= np.searchsorted(groups[0], step)  # counted from the first group of the step
+    slot = slots_in_steps(step, sample, leader) if job.tied else np.zeros_like(rows)
     columns: dict[str, NDArray[np.generic]] = {
         "row": rows,
         "residue": residue,

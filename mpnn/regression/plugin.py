@@ -330,16 +330,22 @@ def pytest_terminal_summary(
         terminalreporter.section(f"claims on {this_machine().id}")
         terminalreporter.write_line(session_table(gate.rows, terminalreporter.hasmarkup))
     if gate.rows and gate.stored is None and not gate.recording:
-        terminalreporter.write_line(_welcome(), yellow=True)
+        terminalreporter.write_line(_welcome(bool(gate.portable)), yellow=True)
     for problem in config.stash.get(PROBLEMS, []):
         terminalreporter.write_line(f"claims: {problem}", red=True)
 
 
-def _welcome() -> str:
+def _welcome(others: bool) -> str:
+    """What a first run on a machine means; `others` is whether any machine has a stored run."""
     machine = this_machine().id
+    held = (
+        f"its claims were held against the ratios of the recorded machines, with a margin of "
+        f"{PORTABLE_MARGIN:.0%}"
+        if others
+        else "no other machine has one either, so its claims were held against nothing"
+    )
     return (
-        f"{machine} has no stored run yet: its claims were held against the ratios of the recorded "
-        f"machines, with a margin of {PORTABLE_MARGIN:.0%}. To gate at each claim's own margin, "
+        f"{machine} has no stored run yet: {held}. To gate at each claim's own margin, "
         f"close other work, run `tox -e record` in a clean clone, commit baselines/{machine}/."
     )
 

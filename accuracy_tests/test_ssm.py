@@ -366,6 +366,8 @@ def test_resumed_run_is_bit_equal(chain_file, tmp_path, monkeypatch):
         tokens=120, micro_tokens=60, max_length=50, teacher=str(teacher),
         targets=str(tmp_path / "targets"),
     )  # fmt: skip
+    with pytest.raises(InputError, match="teaches by kept answers alone"):
+        train(dataclasses.replace(config, targets=None))
     whole = train(dataclasses.replace(config, state=str(tmp_path / "whole.pt"))).state_dict()
     train(dataclasses.replace(config, steps=2))
     again = train(config).state_dict()

@@ -26,7 +26,7 @@ from mpnn.training.data import (
     packed,
     whole_chain,
 )
-from mpnn.training.distillation import Teacher
+from mpnn.training.distillation import PresentTeacher, Teacher
 from mpnn.training.job import read_config
 from mpnn.weights import SHIPPED, formula_weights, load_checkpoint, save_checkpoint
 
@@ -315,12 +315,14 @@ class StopRun(Exception):  # noqa: N818 – no error
     """Stands for whatever ends a run."""
 
 
-@pytest.mark.parametrize("distilled", [False, True])
-def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, distilled):
+@pytest.mark.parametrize("taught", ["not at all", "by kept answers", "by answers of its own"])
+def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught):
     """A run stopped between two saves ends with the weights of a run never stopped."""
-    if distilled:
+    if taught == "by kept answers":
         targets = str(tmp_path / "targets")
         config = dataclasses.replace(config, teacher=teacher_file, targets=targets)
+    elif taught == "by answers of its own":
+        config = dataclasses.replace(config, teacher=teacher_file, mutations=0.3)
     whole = weights_of(train(dataclasses.replace(config, state=str(tmp_path / "whole.pt"))))
 
     def stop(progress):
@@ -553,14 +555,16 @@ def test_targets_are_computed_once(chains, teacher_file, tmp_path, monkeypatch):
         Teacher(teacher_file, chains, 3, tmp_path / "t").log_probs(crop)
 
 
-def test_a_student_comes_nearer_to_its_teacher(config, teacher_file, tmp_path):
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_student_comes_nearer_to_its_teacher(config, teacher_file, tmp_path, kept):
     """Trained on the teacher's distributions alone, the cross-entropy to them falls."""
     seen = []
     train(
         dataclasses.replace(
             config,
             teacher=teacher_file,
-            targets=str(tmp_path / "t"),
+            targets=str(tmp_path / "t") if kept else None,
+            mutations=0.0 if kept else 0.3,
             teacher_weight=1.0,
             steps=40,
             learning_rate=1e-2,
@@ -569,6 +573,37 @@ def test_a_student_comes_nearer_to_its_teacher(config, teacher_file, tmp_path):
         seen.append,
     )
     assert seen[-1].loss < 0.9 * seen[0].loss
+
+
+def teacher_says(teacher, crops, letters):
+    """The answers [R, 21] of the reference network to noised crops with other letters."""
+    batch, rank = padded(crops)
+    batch.S[batch.valid] = letters
+    return teacher.double()(batch, batch.S, rank).float()[batch.valid]
+
+
+@pytest.mark.parametrize("mutations", [0.0, 0.4, 1.0])
+def test_a_teacher_asked_each_time_sees_what_the_student_sees(chains, teacher_file, mutations):
+    """Its answers are those for the crop's noise and order, and for the letters it replaced."""
+    crops = [draw(chains, DrawConfig(max_length=30, noise=0.1), number) for number in range(3)]
+    batch = RaggedBatch.from_crops(crops, TINY.k_neighbors + 3)  # the student has more neighbours
+    S, soft = PresentTeacher(teacher_file, mutations).answer(crops, batch)
+    share = float((S != batch.S).float().mean())
+    assert (share == 0) if mutations == 0 else (0.5 * mutations < share <= 1.2 * mutations)
+    assert (soft - teacher_says(formula_weights(TINY), crops, S)).abs().max() < 1e-4
+
+
+def test_letters_are_drawn_from_the_teachers_distribution(chains, teacher_file):
+    """Where all letters are replaced, each is the one at which the teacher's sum passes the lot."""
+    crops = [draw(chains, DrawConfig(max_length=30), 0)]
+    batch = RaggedBatch.from_crops(crops, TINY.k_neighbors)
+    _, first = PresentTeacher(teacher_file, 0.0).answer(crops, batch)
+    S, _ = PresentTeacher(teacher_file, 1.0).answer(crops, batch)
+    sums = np.cumsum(first.exp().numpy(), 1)
+    expected = [np.searchsorted(row, u) for row, u in zip(sums, crops[0].lot[:, 1], strict=True)]
+    assert S.tolist() == expected
+    again = draw(chains, DrawConfig(max_length=30), 0)
+    assert np.array_equal(again.lot, crops[0].lot)
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
@@ -589,7 +624,9 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"tokens": -4}, "tokens must be at least 1, not -4"),
         ({"label_smoothing": 1.5}, "between 0 and 1, not 1.5"),
-        ({"teacher": "v_48_002"}, "needs `targets`"),
+        ({"mutations": 0.3}, "mutations need a teacher that is asked each time"),
+        ({"teacher": "v_48_002", "targets": "t", "mutations": 0.3}, "without `targets`"),
+        ({"mutations": -0.1}, "between 0 and 1, not -0.1"),
         ({"begin_from": "v_48_020"}, "random weights or with .safetensors that were trained here"),
         ({"weights": "tiny.pt"}, "written as .safetensors"),
     ],

@@ -95,7 +95,7 @@ def train(config: str, changes: Settings = None) -> None:
 
 @app.command()
 def distill(config: str, changes: Settings = None) -> None:
-    """Train a network on the answers of another: as `train`, with `teacher` and `targets` set."""
+    """Train a network on the answers of another: as `train`, with `teacher` set."""
     with _user_errors():
         from mpnn.training import job
 

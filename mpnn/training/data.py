@@ -90,6 +90,7 @@ class Crop:
     rows: IntArray  # [L] their places among the complete residues of the chain
     rank: IntArray  # [L], comparable but with gaps where residues are left out
     order: int | None  # number of the order among the fixed ones of the chain, None if free
+    lot: FloatArray  # [L, 2] uniform: which letters a teacher replaces, and by which
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -133,13 +134,14 @@ def draw(chains: TrainingChains, config: DrawConfig, number: int) -> Crop:
     part = whole.take(rows)
     noise = rng.standard_normal(part.coords.shape, np.float32) * np.float32(config.noise)
     moved = Residues(part.coords + noise, part.S, part.residue_idx)
-    return Crop(chain, moved, rows, rank[rows], order)
+    return Crop(chain, moved, rows, rank[rows], order, rng.random((len(rows), 2), np.float32))
 
 
 def whole_chain(chains: TrainingChains, chain: int) -> Crop:
     """All complete residues of a chain as they are, in the first of its fixed orders."""
     whole = Residues.of(chains[chain])
-    return Crop(chain, whole, np.arange(len(whole)), fixed_rank(len(whole), chain, 0), 0)
+    rank = fixed_rank(len(whole), chain, 0)
+    return Crop(chain, whole, np.arange(len(whole)), rank, 0, np.ones((len(whole), 2), np.float32))
 
 
 def _drawn_chain(chains: TrainingChains, config: DrawConfig, number: int) -> int:

@@ -1,24 +1,78 @@
-"""A teacher's distributions as soft targets, each computed once and kept in a file."""
+"""A teacher's distributions as soft targets: kept in a file, or asked anew for every crop.
+
+Kept answers cost a teacher once, and pay for small students that are as fast as it. Asked anew, it
+sees what the student sees, noise, cut and order, and letters that were never native: there is no
+end of such examples, so a large student cannot learn them by heart (Beyer et al. 2022, *A good
+teacher is patient and consistent*).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mpnn.batch import Batch
 from mpnn.config import NUM_LETTERS
 from mpnn.datasets import ChainSet
+from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
 from mpnn.networks import engine_for
-from mpnn.training.data import Crop, fixed_rank
+from mpnn.training import forward
+from mpnn.training.data import Crop, RaggedBatch, fixed_rank
 from mpnn.weights import find_weights, load_weights
 
 
+class PresentTeacher:
+    """A network that is asked about every crop as the student sees it."""
+
+    def __init__(self, weights: str, mutations: float, device: str = "cpu") -> None:
+        """Loads the weights (a name or a path).
+
+        Args:
+            weights: of a message-passing network.
+            mutations: share of the letters that are replaced by draws from its distributions.
+            device: where it runs.
+
+        Raises:
+            InputError: there are no such weights, or they are of a state-space network.
+        """
+        model, _ = load_weights(find_weights(weights))
+        if not isinstance(model, ProteinMPNN):
+            raise InputError(f"{weights}: a state-space network teaches by kept answers alone")
+        self.model = model.to(device).eval()
+        self.mutations = mutations
+
+    @torch.no_grad()
+    def answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> tuple[Tensor, Tensor]:
+        """Letters [R] to show to the student, and log-probabilities [R, 21] under them.
+
+        Args:
+            crops: some crops.
+            batch: the same, with the student's neighbours.
+        """
+        K = self.model.config.k_neighbors
+        if batch.E_idx.shape[1] != K:
+            batch = RaggedBatch.from_crops(crops, K, batch.S.device)
+        encoded = forward.encode(self.model, batch)
+        log_probs = forward.decode(self.model, batch, *encoded, batch.rank)
+        if not self.mutations:
+            return batch.S, log_probs
+        lot = torch.from_numpy(np.concatenate([crop.lot for crop in crops])).to(batch.S.device)
+        drawn = (log_probs.exp().cumsum(1) < lot[:, 1:]).sum(1).clamp(max=NUM_LETTERS - 1)
+        S = torch.where(lot[:, 0] < self.mutations, drawn, batch.S)
+        shown = dataclasses.replace(batch, S=S)
+        return S, forward.decode(self.model, shown, *encoded, batch.rank)
+
+
 class Teacher:
-    """A network whose distributions are the target of another.
+    """A network whose kept distributions are the target of another.
 
     The answers for a chain are those in its fixed orders, for its whole length and without noise.
     The file's name carries a digest of teacher, chains and number of orders.

@@ -40,7 +40,7 @@ from mpnn.training.data import (
     packed,
     whole_chain,
 )
-from mpnn.training.distillation import Teacher
+from mpnn.training.distillation import PresentTeacher, Teacher
 from mpnn.weights import find_weights, load_checkpoint, save_checkpoint
 
 MAY_CHANGE = (
@@ -84,7 +84,8 @@ class TrainConfig:
     teacher_weight: float = 0.7  # share of the teacher's distribution in the target
     teacher_orders: int = 2  # decoding orders that the teacher answers for, of each chain
     teacher_rounds: int = 1  # rounds over all clusters in which it is asked about new chains
-    targets: str | None = None  # folder that keeps the teacher's answers
+    targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
+    mutations: float = 0.0  # share of letters that a teacher asked each time replaces by its own
     seed: int = 0
     device: str = "cpu"
     precision: str = "float32"  # of products: float32, or bfloat16 where the machine is fast at it
@@ -106,15 +107,15 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("label_smoothing", "teacher_weight"):
+        for name in ("label_smoothing", "teacher_weight", "mutations"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {' or '.join(PRECISIONS)}, not {self.precision!r}")
         if self.begin_from in PUBLISHED:
             raise InputError(f"begin_from is {self.begin_from}: {OWN_WEIGHTS_ONLY}")
-        if self.teacher is not None and self.targets is None:
-            raise InputError("a teacher needs `targets`, a folder that keeps its answers")
+        if self.mutations and (self.teacher is None or self.targets is not None):
+            raise InputError("mutations need a teacher that is asked each time, without `targets`")
 
     def validates(self, step: int) -> bool:
         """Whether the curve has a point after this step: at intervals, and in the end."""
@@ -123,7 +124,7 @@ class TrainConfig:
     @property
     def draws(self) -> DrawConfig:
         """How this run draws its crops."""
-        if self.teacher is None:
+        if self.teacher is None or self.targets is None:
             return DrawConfig(self.seed, self.noise, self.max_length)
         limits = self.teacher_orders, self.teacher_rounds
         return DrawConfig(self.seed, self.noise, self.max_length, *limits)
@@ -201,11 +202,7 @@ class _Run:
         self.chains = TrainingChains(config.data)
         self.validation = None if config.validation is None else TrainingChains(config.validation)
         self.curve: list[CurvePoint] = []
-        self.teacher = None
-        if config.teacher is not None and config.targets is not None:
-            self.teacher = Teacher(
-                config.teacher, self.chains, config.teacher_orders, config.targets, config.device
-            )
+        self.teacher = _teacher(config, self.chains)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = make_network(ARCHITECTURES[config.architecture]).to(config.device)
@@ -241,34 +238,45 @@ class _Run:
     def _loss(self, crops: list[Crop]) -> tuple[Tensor, Tensor]:
         """Summed loss of some crops, and the sums [loss, −log p, hits, residues] to report."""
         config = self.config
-        batch, log_probs = self._log_probs(crops)
+        batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, config.device)
+        shown, soft = batch, None
+        if isinstance(self.teacher, PresentTeacher):
+            with self._precision():
+                S, soft = self.teacher.answer(crops, batch)
+            shown = dataclasses.replace(batch, S=S)
+        elif self.teacher is not None:
+            kept = np.concatenate([self.teacher.log_probs(crop) for crop in crops])
+            soft = torch.from_numpy(kept).to(config.device)
+        log_probs = self._log_probs(crops, shown)
         known = (batch.S != UNKNOWN).to(log_probs.dtype)
         nll = _nll(batch, log_probs) * known
         smooth = config.label_smoothing
         loss = (1 - smooth) * nll.sum() - smooth * (log_probs.mean(1) * known).sum()
-        if self.teacher is not None:
-            kept = np.concatenate([self.teacher.log_probs(crop) for crop in crops])
-            soft = torch.from_numpy(kept).to(config.device, log_probs.dtype).exp()
+        if soft is not None:
             share = config.teacher_weight
-            loss = (1 - share) * loss - share * (soft * log_probs).sum()
+            loss = (1 - share) * loss - share * (soft.to(log_probs.dtype).exp() * log_probs).sum()
         hits = (log_probs.argmax(1) == batch.S) * known
         return loss, torch.stack([loss, nll.sum(), hits.sum(), known.sum()]).detach()
 
-    def _log_probs(self, crops: list[Crop]) -> tuple[RaggedBatch, Tensor]:
-        """Some crops as a batch, and what the network says of their letters [R, 21]."""
-        config = self.config
-        batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, config.device)
-        half = config.precision == "bfloat16"
-        with torch.autocast(batch.X.device.type, torch.bfloat16, enabled=half):
-            return batch, forward.log_probs(self.model, batch, [len(c) for c in crops])
+    def _log_probs(self, crops: list[Crop], batch: RaggedBatch) -> Tensor:
+        """What the network says of the letters [R, 21] of some crops, given as a batch too."""
+        with self._precision():
+            return forward.log_probs(self.model, batch, [len(c) for c in crops])
+
+    def _precision(self) -> torch.autocast:
+        """Products in the precision of the run."""
+        half = self.config.precision == "bfloat16"
+        return torch.autocast(torch.device(self.config.device).type, torch.bfloat16, enabled=half)
 
     @torch.no_grad()
     def validate(self, chains: TrainingChains) -> None:
         """Adds a point to the curve: whole chains, without noise, in the precision of the run."""
+        config = self.config
         whole = [whole_chain(chains, int(chain)) for chain in np.concatenate(chains.clusters)]
-        sums = torch.zeros(3, device=self.config.device)
-        for group in packed(whole, self.config.micro_tokens):
-            batch, log_probs = self._log_probs(group)
+        sums = torch.zeros(3, device=config.device)
+        for group in packed(whole, config.micro_tokens):
+            batch = RaggedBatch.from_crops(group, self.model.config.k_neighbors, config.device)
+            log_probs = self._log_probs(group, batch)
             known = (batch.S != UNKNOWN).to(log_probs.dtype)
             hits = log_probs.argmax(1) == batch.S
             sums += torch.stack(
@@ -386,6 +394,15 @@ class _Run:
         self.step, self.drawn, self.residues = state["counters"]
         self.curve = [CurvePoint(*point) for point in state.get("curve", ())]
         self._start_report()
+
+
+def _teacher(config: TrainConfig, chains: TrainingChains) -> Teacher | PresentTeacher | None:
+    """Who answers for the run's crops."""
+    if config.teacher is None:
+        return None
+    if config.targets is None:
+        return PresentTeacher(config.teacher, config.mutations, config.device)
+    return Teacher(config.teacher, chains, config.teacher_orders, config.targets, config.device)
 
 
 def _nll(batch: RaggedBatch, log_probs: Tensor) -> Tensor:

@@ -53,6 +53,16 @@ PUBLISHED = [
     *(replace(YARDSTICK, temperature=t, against=YARDSTICK.id) for t in (0.2, 0.5, 1.0)),
 ]
 
+TWINS = dict.fromkeys(["minimal-k30", "minimal-fast", "extreme-v2", "minimal-one-shot"], "minimal")
+"""Shipped networks that differ from another in one respect; the others are held to `baseline`."""
+
+
+def shipped_rows():
+    """The shipped networks, each held against its twin."""
+    for name in shipped():
+        twin = TWINS.get(name, "baseline")
+        yield Row(name, against=Row(twin).id if name != twin and twin in shipped() else None)
+
 
 def with_neighbors(model, k):
     """The same weights reading k neighbours of each residue."""
@@ -74,7 +84,7 @@ def main():
     parser.add_argument("--only", help="measure rows whose id contains this, and their yardsticks")
     only = parser.parse_args().only or ""
     torch.set_num_threads(1)
-    rows = [*PUBLISHED, *(Row(name) for name in shipped())]
+    rows = [*PUBLISHED, *shipped_rows()]
     chosen = {row.id: row for row in rows if only in row.id}
     needed = {row.against for row in chosen.values()} - {None}
     chosen = {row.id: row for row in rows if row.id in needed} | chosen

@@ -23,7 +23,7 @@ ROW = {
 def test_rows_say_how_a_network_was_run_and_against_what(tmp_path):
     """Each row names weights and way, recovery with its interval, and the paired difference."""
     loss = {"recovery": {"mean": -0.07, "low": -0.08, "high": -0.06}}
-    fewer = {**ROW, "k": 16, "order": "coloured", "difference": loss}
+    fewer = {**ROW, "k": 16, "order": "coloured", "against": "v_48_020 T=0.1", "difference": loss}
     study = {"set": "TS50", "rows": {"a": ROW, "b": fewer}}
     (tmp_path / STUDY).write_text(json.dumps(study))
     lines = recovery_markdown(tmp_path).splitlines()
@@ -31,7 +31,7 @@ def test_rows_say_how_a_network_was_run_and_against_what(tmp_path):
     figures = f"50.0 [45.0, 55.0] | – | 5.13 | 50.0 | {calibration} | 30.0"
     assert lines[-2] == f"| `v_48_020` | T=0.1 | {figures} |"
     assert "| k=16, coloured order, T=0.1 |" in lines[-1]
-    assert "| -7.0 [-8.0, -6.0] |" in lines[-1]
+    assert "| -7.0 [-8.0, -6.0] `v_48_020` |" in lines[-1]
 
 
 def test_nothing_measured_gives_no_table(tmp_path):

@@ -14,7 +14,7 @@ HEADINGS = (
     "weights",
     "run with",
     "recovery, %",
-    "against its yardstick, points",
+    "against, points",
     "perplexity",
     "top-1, %",
     "overconfident by, points",
@@ -54,13 +54,17 @@ def _cells(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
             f"`{row['weights']}`",
             ", ".join(filter(None, ways)),
             _percent(row["recovery"]),
-            "–" if difference is None else _percent(difference["recovery"], "+"),
+            "–" if difference is None else _difference(difference, row["against"]),
             f"{row['perplexity']:.2f}",
             f"{100 * row['top1']['mean']:.1f}",
             _percent(row["overconfidence"], "+") if "overconfidence" in row else "–",
             f"{100 * row['calibration_error']:.1f}" if "calibration_error" in row else "–",
             f"{100 * row['diversity']:.1f}",
         )
+
+
+def _difference(difference: Mapping[str, Any], against: str) -> str:
+    return f"{_percent(difference['recovery'], '+')} `{against.split()[0]}`"
 
 
 def _percent(interval: Mapping[str, float], sign: str = "") -> str:

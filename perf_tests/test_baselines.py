@@ -19,6 +19,7 @@ def row(log_ratio=-1.0, width=0.01, passed=True):
         "log_ratio_high": log_ratio + width / 2,
         "margin": 0.03,
         "accuracy": {"passed": passed, "text": "equal"},
+        "verdict": "recorded",
         "commit": "0123456789ab",
         "recorded": "2026-01-01T00:00:00+00:00",
         "versions": {"torch": "2.13.0"},

@@ -323,12 +323,62 @@ def test_a_recording_refuses_noise_and_failures(project, planted, reason):
     assert project.runs() == before
 
 
-def test_a_recording_becomes_the_next_baseline(project):
-    """After a recording the changed figure holds, and the history has both runs."""
-    assert project.pytest("perf_tests", "--record", slow=1.1).code == 0
-    session = project.pytest(slow=1.1)
+@pytest.mark.parametrize(("slow", "said"), [(1.1, "× → 1.8"), (0.9, "× → 2.2")])
+def test_a_recording_becomes_the_next_baseline(project, slow, said):
+    """A change that a fresh process sees too is stored and said; then it holds."""
+    session = project.pytest("perf_tests", "--record", slow=slow)
+    assert session.code == 0, session.output
+    (line,) = [x for x in session.output.splitlines() if "in a fresh process: stored" in x]
+    assert line.startswith("test_claim[a]: 2.0")
+    assert said in line
+    assert "say why in baselines/README.md" in session.output
+    session = project.pytest(slow=slow)
     assert session.code == 0, session.output
     assert [path.name[:4] for path in project.runs()] == ["0001", "0002"]
+
+
+def test_a_recording_says_nothing_of_a_change_within_the_margin(project):
+    """A row that moved by less than its margin is stored without a fresh process."""
+    session = project.pytest("perf_tests", "--record", slow=1.01)
+    assert session.code == 0, session.output
+    assert "fresh process" not in session.output
+    old, new = project.rows()
+    assert new[A]["log_ratio"] != old[A]["log_ratio"]
+
+
+@pytest.mark.parametrize(
+    ("planted", "reason"),
+    [
+        ({"SLOW": "1"}, "(holds): the old row stays"),
+        ({"SLOW": "0.9"}, "(improved): the old row stays"),
+        ({"DRIFT": "1.1"}, "(void): the old row stays"),
+        ({"WRONG": "1"}, "accuracy failed, outputs differ"),
+    ],
+)
+def test_a_recording_refuses_a_change_that_a_fresh_process_does_not_see(project, planted, reason):
+    """Where the fresh process says otherwise, is void or inaccurate, the old row stays."""
+    project.plant(
+        "import os, sys\n"
+        "if '--confirm' in sys.argv:\n"
+        f"    os.environ.update({ {f'TOY_{key}': value for key, value in planted.items()} })\n"
+    )
+    session = project.pytest("perf_tests", "--record", slow=1.1)
+    assert session.code == 1, session.output
+    assert reason in session.output
+    assert "1 failed, 2 passed" in session.output
+    assert "say why" not in session.output
+    old, new = project.rows()
+    assert new[A] == old[A]
+    assert all(new[name] != old[name] for name in old if name != A)
+
+
+def test_a_lone_row_that_is_refused_is_told_by_itself(project):
+    """Without any row to store no run is written, and one reason is given."""
+    session = project.pytest("perf_tests", "--record", "-k", "[a]", slow_once=1.1)
+    assert session.code == 1, session.output
+    assert "the old row stays" in session.output
+    assert "nothing was gated" not in session.output
+    assert len(project.runs()) == 1
 
 
 def test_a_recording_of_one_claim_keeps_the_others(project):

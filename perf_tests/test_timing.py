@@ -6,7 +6,7 @@ import random
 import pytest
 from toys import SimulatedClock
 
-from mpnn.regression.gate import RECORDING, Gate
+from mpnn.regression.gate import RECORDING, Accuracy, Gate
 from mpnn.regression.timing import (
     INPUTS,
     PairedTiming,
@@ -178,11 +178,25 @@ def test_quick_is_coarser_and_still_exact():
     assert simulate(0, 1.25, rule=rule).verdict is Verdict.REGRESSED
 
 
-def test_a_recording_looks_longer_and_expects_nothing():
+def test_a_recording_looks_longer():
     """Noise costs a recording time before it costs a row; a judging session keeps to its rule."""
     rule, stored = Rule(), {"a": {"log_ratio": -0.5}}
     assert Gate(stored, {}).expectation("a", rule) == (-0.5, rule)
     expected, used = Gate(stored, {}, recording=True).expectation("a", rule)
-    assert expected is None
+    assert expected == -0.5
     assert (used.looks, used.budget) == (RECORDING * rule.looks, RECORDING * rule.budget)
     assert (used.pairs, used.margin) == (rule.pairs, rule.margin)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"), [(1.1, "regressed"), (0.9, "improved"), (1.01, "recorded")]
+)
+def test_a_recording_compares_once_the_row_can_be_stored(ratio, verdict):
+    """A change ends no look before the interval is narrow; then it is told from none."""
+    gate = Gate({"a": {"log_ratio": 0.0}}, {}, recording=True)
+    clock = SimulatedClock(0, 0.05)
+    timing = gate.time("a", clock.side(0.02 * ratio), clock.side(0.02), Rule(), 0, clock)
+    row = gate.row("a", timing, Rule(), Accuracy(True, "equal"))
+    assert timing.looks > 1
+    assert math.expm1(row["log_ratio_high"] - row["log_ratio_low"]) < Rule().margin
+    assert (row["expected"], row["verdict"]) == (0.0, verdict)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mpnn.errors import InputError
-from mpnn.regression.timing import median
+from mpnn.regression.timing import Verdict, median
 
 Row = Mapping[str, Any]
 """`extra_info` of one stored benchmark: `log_ratio`, its interval, accuracy and what was timed."""
@@ -112,6 +112,14 @@ def refusals(rows: Mapping[str, Row]) -> list[str]:
             )
         if not row["accuracy"]["passed"]:
             reasons.append(f"{name}: accuracy failed, {row['accuracy']['text']}")
+        if row["verdict"] == Verdict.UNDECIDED:  # a change that a fresh process did not see
+            first, second = (
+                math.expm1(row[key] - row["expected"]) for key in ("log_ratio", "second_log_ratio")
+            )
+            reasons.append(
+                f"{name}: time changed by {first:+.1%} against the run before, but a fresh process "
+                f"says {second:+.1%} ({row['second_verdict']}): the old row stays"
+            )
     return reasons
 
 

@@ -15,6 +15,7 @@ from mpnn.regression.timing import (
     Side,
     Verdict,
     garbage_collection_off,
+    judge,
     measure,
     median,
     quick,
@@ -33,6 +34,8 @@ UNDECIDED_SHARE = 0.2
 
 NOT_RECORDED = "not recorded"
 RECORDED = "recorded"
+CHANGED = (Verdict.REGRESSED, Verdict.IMPROVED)
+"""Verdicts that count only once a fresh process has said the same."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Gate:
     Attributes:
         stored: rows of this machine's latest run by test id; None on an unknown machine.
         portable: log-ratios from all recorded machines, for rows that this one has not.
-        recording: measure until a row can be stored, and expect nothing.
+        recording: measure until a row can be stored, then compare it with the run before.
         quick: coarser rule, for local work.
         rows: what this session measured, by test id.
         control: the reference against itself.
@@ -69,11 +72,13 @@ class Gate:
 
     def expectation(self, name: str, rule: Rule) -> tuple[float | None, Rule]:
         """The log-ratio to hold a claim against, None if there is none, and the rule to use."""
+        before = (self.stored or {}).get(name, {}).get("log_ratio")
         if self.recording:  # noise costs time here, not the row
-            return None, replace(rule, looks=RECORDING * rule.looks, budget=RECORDING * rule.budget)
+            looks, budget = RECORDING * rule.looks, RECORDING * rule.budget
+            return before, replace(rule, looks=looks, budget=budget)
         rule = quick(rule) if self.quick else rule
-        if self.stored is not None and name in self.stored:
-            return float(self.stored[name]["log_ratio"]), rule
+        if before is not None:
+            return before, rule
         if name in self.portable:
             return self.portable[name], replace(rule, margin=max(rule.margin, PORTABLE_MARGIN))
         return None, replace(rule, looks=1)
@@ -91,8 +96,9 @@ class Gate:
     def time(
         self, name: str, subject: Side, reference: Side, rule: Rule, seed: int, clock: Clock
     ) -> PairedTiming:
-        """Times one claim."""
+        """Times one claim; when recording until its row can be stored, whatever is expected."""
         expected, rule = self.expectation(name, rule)
+        expected = None if self.recording else expected
         with garbage_collection_off():
             return measure(subject, reference, rule, expected=expected, seed=seed, clock=clock)
 
@@ -137,16 +143,22 @@ class Gate:
                 "text": accuracy.text,
                 "figures": dict(accuracy.figures),
             },
-            "verdict": self.verdict(name, timing, expected),
+            "verdict": self.verdict(name, timing, expected, used),
         }
 
-    def verdict(self, name: str, timing: PairedTiming, expected: float | None) -> str:
-        """Verdict on speed; where a row is not recorded it may be faster than on other machines."""
-        if timing.verdict is None or expected is None:
+    def verdict(self, name: str, timing: PairedTiming, expected: float | None, rule: Rule) -> str:
+        """Verdict on speed; where a row is not recorded it may be faster than on other machines.
+
+        A recording says whether a row has changed since the run before, and no more.
+        """
+        if expected is None:
             return RECORDED if self.recording else NOT_RECORDED
-        if name not in (self.stored or {}) and timing.verdict is Verdict.IMPROVED:
+        verdict = judge(timing.log_ratios, expected, rule)
+        if self.recording:
+            return verdict if verdict in CHANGED else RECORDED
+        if name not in (self.stored or {}) and verdict is Verdict.IMPROVED:
             return Verdict.HOLDS
-        return timing.verdict
+        return verdict
 
     def problems(self, selected: Iterable[str], vanished: Iterable[str]) -> list[str]:
         """Why the session is red although no claim failed.
@@ -166,6 +178,8 @@ class Gate:
             for name in selected
             if name in (self.stored or {}) and name not in self.rows
         ]
+        if self.recording:  # gates nothing; each row that it refuses is told by itself
+            return found
         verdicts = [row["verdict"] for row in self.rows.values()]
         if selected and all(verdict in (NOT_RECORDED, Verdict.UNDECIDED) for verdict in verdicts):
             found.append("nothing was gated: no claim was decided against a stored figure")

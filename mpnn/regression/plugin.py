@@ -22,10 +22,10 @@ import pytest
 from mpnn.errors import InputError
 from mpnn.output import write_whole
 from mpnn.regression import against, baselines
-from mpnn.regression.gate import NOT_RECORDED, PORTABLE_MARGIN, Check, Gate, describe
+from mpnn.regression.gate import CHANGED, NOT_RECORDED, PORTABLE_MARGIN, Check, Gate, describe
 from mpnn.regression.hardware import this_machine
 from mpnn.regression.process import disturbances, fresh_verdict, restart_pinned
-from mpnn.regression.table import session_markdown, session_table
+from mpnn.regression.table import moved, session_markdown, session_table
 from mpnn.regression.timing import Clock, PairedTiming, Rule, Side, Verdict
 
 CONFIRMATIONS = 2
@@ -38,6 +38,7 @@ SELECTED = pytest.StashKey[list[str]]()
 PASSED = pytest.StashKey[set[str]]()
 COMMIT = pytest.StashKey[str]()  # that a recording began with
 PROBLEMS = pytest.StashKey[list[str]]()
+MOVED = pytest.StashKey[list[str]]()  # rows that were stored changed
 REPORTED_VERSIONS = (
     *("mpnn", "numpy", "torch", "mlx", "onnxruntime", "scikit-learn", "scipy"),
     "pytest-benchmark",
@@ -228,7 +229,7 @@ def claim(
         _fill(benchmark, subject, timing)
         row = gate.row(name, timing, rule, accuracy(timing)) | dict(about or {})
         gate.rows[name] = row
-        if row["verdict"] in (Verdict.REGRESSED, Verdict.IMPROVED) and not config.option.confirm:
+        if row["verdict"] in CHANGED and not config.option.confirm:
             _confirm(config, name, row)
         benchmark.extra_info.update(row)
         _speak(config, name, row)
@@ -255,9 +256,10 @@ def _confirm(config: pytest.Config, name: str, row: dict[str, Any]) -> None:
         if not again["void"]:
             break
     row["second_log_ratio"] = again["log_ratio"]
+    row["second_verdict"] = "void" if again["void"] else again["verdict"]
     if not again["accuracy"]["passed"]:
         row["accuracy"] = again["accuracy"]
-    if again["void"] or again["verdict"] != row["verdict"]:
+    if row["second_verdict"] != row["verdict"]:
         row["verdict"] = Verdict.UNDECIDED
 
 
@@ -275,6 +277,7 @@ def _speak(config: pytest.Config, name: str, row: Mapping[str, Any]) -> None:
         reasons = baselines.refusals({name: row})
         if reasons:
             pytest.fail(reasons[0], False)
+        return
     if row["verdict"] == NOT_RECORDED:
         message = f"no stored figure ({describe(row)}): `tox -e record` stores it"
         pytest.fail(message, False) if gate.stored is not None else pytest.skip(message)
@@ -368,6 +371,10 @@ def _record(config: pytest.Config, vanished: Iterable[str]) -> list[str]:
     )
     data["benchmarks"] = [row for row in data["benchmarks"] if row["fullname"] in passed]
     baselines.write(baselines_root(config) / this_machine().id, data, vanished)
+    measured = config.stash[GATE].rows.items()
+    config.stash[MOVED] = [
+        moved(name, row) for name, row in measured if name in passed and row["verdict"] in CHANGED
+    ]
     return []
 
 
@@ -392,6 +399,11 @@ def pytest_terminal_summary(
             )
         if gate.stored is None:
             terminalreporter.write_line(_welcome(bool(gate.portable)), yellow=True)
+    found = config.stash.get(MOVED, [])
+    for line in found:
+        terminalreporter.write_line(f"{line}, confirmed in a fresh process: stored", yellow=True)
+    if found:
+        terminalreporter.write_line("say why in baselines/README.md", yellow=True)
     for problem in problems:
         terminalreporter.write_line(f"claims: {problem}", red=True)
 

@@ -42,8 +42,18 @@ def session_markdown(rows: Mapping[str, Row]) -> str:
 
 def _cells(name: str, row: Row) -> tuple[str, ...]:
     accuracy = row["accuracy"]["text"] if row["accuracy"]["passed"] else "FAILED"
-    claim = row.get("claim", name.split("::")[-1])
-    return claim, published(row), speedup(row), change(row), accuracy, str(row["verdict"])
+    claim, verdict = _claim(name, row), str(row["verdict"])
+    return claim, published(row), speedup(row), change(row), accuracy, verdict
+
+
+def _claim(name: str, row: Row) -> str:
+    return str(row.get("claim", name.split("::")[-1]))
+
+
+def moved(name: str, row: Row) -> str:
+    """A row that changed against the stored one: from what, to what."""
+    before = times(math.exp(-row["expected"]))
+    return f"{_claim(name, row)}: {before} → {times(row['speedup'])}, time {change(row)} %"
 
 
 def speedup(row: Row) -> str:

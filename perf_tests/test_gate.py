@@ -171,6 +171,7 @@ def test_nothing_stored_anywhere_is_red(tmp_path):
         ([], {"PYTEST_XDIST_WORKER": "gw0"}, "xdist"),
         (["--benchmark-autosave"], {}, "must not become a baseline"),
         (["--benchmark-compare", "--benchmark-save=x"], {}, "must not become a baseline"),
+        (["--record", "--quick"], {}, "drop --quick"),
         (["--benchmark-json=baselines/x.json"], {}, "only `tox -e record` writes"),
         (["--benchmark-storage=elsewhere"], {}, "drop --benchmark-storage"),
     ],

@@ -75,12 +75,12 @@ def test_a_rule_without_a_bound_is_refused():
         (0.001, 0.001, (15, 15)),
         (0.001, 0.050, (50, 1)),
         (0.040, 0.020, (1, 2)),
-        (0.500, 30.0, (2, 1)),
+        (0.100, 30.0, (2, 1)),
         (30.0, 30.0, (1, 1)),
     ],
 )
 def test_legs_are_balanced(subject, reference, repeats):
-    """Both legs last at least 15 ms and equally long, until a second is reached."""
+    """Both legs last at least 15 ms and equally long, until a quarter of a second is reached."""
     assert balanced_repeats(subject, reference, Rule()) == repeats
 
 
@@ -158,6 +158,14 @@ def test_at_the_margin_few_fail():
 def test_a_speed_up_is_not_passed_over():
     """A subject that became 10 % faster is called improved, so that it gets recorded."""
     assert {simulate(seed, 0.9).verdict for seed in range(50)} == {Verdict.IMPROVED}
+
+
+def test_what_clearly_holds_is_said_early():
+    """Half a look ends a claim that holds; one that moved is looked at in full."""
+    quiet = simulate(0, noise=0.01)
+    assert (quiet.verdict, quiet.looks, len(quiet.log_ratios)) == (Verdict.HOLDS, 1, Rule().early)
+    moved = simulate(0, 1.1, noise=0.01)
+    assert (moved.verdict, len(moved.log_ratios)) == (Verdict.REGRESSED, Rule().pairs)
 
 
 def test_a_noisy_machine_stays_undecided():

@@ -89,6 +89,8 @@ def pytest_configure(config: pytest.Config) -> None:
             "a gated run must not become a baseline by itself: drop --benchmark-save and "
             "--benchmark-autosave; `tox -e record` writes baselines"
         )
+    if option.record and option.quick:
+        raise pytest.UsageError("a recording takes the looks that it needs: drop --quick")
     root = baselines_root(config)
     folder = root / this_machine().id
     if option.benchmark_json and root in Path(option.benchmark_json).resolve().parents:

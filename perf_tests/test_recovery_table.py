@@ -2,7 +2,7 @@
 
 import json
 
-from mpnn.regression.recovery_table import STUDY, recovery_markdown
+from mpnn.regression.recovery_table import OTHERS, STUDY, recovery_markdown
 
 HALF = {"mean": 0.5, "low": 0.45, "high": 0.55}
 ROW = {
@@ -26,12 +26,24 @@ def test_rows_say_how_a_network_was_run_and_against_what(tmp_path):
     fewer = {**ROW, "k": 16, "order": "coloured", "against": "v_48_020 T=0.1", "difference": loss}
     study = {"set": "TS50", "rows": {"a": ROW, "b": fewer}}
     (tmp_path / STUDY).write_text(json.dumps(study))
-    lines = recovery_markdown(tmp_path).splitlines()
+    lines = recovery_markdown(tmp_path).split("\n\n")[1].splitlines()
     calibration = "+2.0 [+1.0, +3.0] | 3.1"
     figures = f"50.0 [45.0, 55.0] | – | 5.13 | 50.0 | {calibration} | 30.0"
     assert lines[-2] == f"| `v_48_020` | T=0.1 | {figures} |"
     assert "| k=16, coloured order, T=0.1 |" in lines[-1]
     assert "| -7.0 [-8.0, -6.0] `v_48_020` |" in lines[-1]
+
+
+def test_networks_stand_beside_what_others_published(tmp_path):
+    """Every network as it is stands once, below the published figures, the best one first."""
+    ours = {**ROW, "weights": "fast", "recovery": {"mean": 0.6, "low": 0.55, "high": 0.65}}
+    study = {"set": "TS50", "rows": {"a": ROW, "b": {**ROW, "k": 16}, "c": ours}}
+    (tmp_path / STUDY).write_text(json.dumps(study))
+    lines = recovery_markdown(tmp_path).split("\n\n")[2].splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["| `fast`", "| `v_48_020`"]
+    assert [line.split(" | ")[3] for line in lines[:-2]] == [f"{o[3]} |" for o in OTHERS]
+    assert "trained here" in lines[-2]
+    assert "PDB" in lines[-1]
 
 
 def test_nothing_measured_gives_no_table(tmp_path):

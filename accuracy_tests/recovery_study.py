@@ -25,6 +25,7 @@ from mpnn.weights import load_weights, shipped
 
 TARGET = Path(__file__).parents[1] / "baselines" / "recovery.json"
 SAMPLES, SEED = 4, 0
+SET = "TS50, 50 chains, 6,861 residues"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def main():
         if row.against in found:
             entry["difference"] = asdict(compare(found[id_], found[row.against]))
         stored["rows"][id_] = entry
-        stored["set"] = "TS50, 50 chains, 6,861 residues"
+        stored["set"] = SET
         stored["rows"] = {r.id: stored["rows"][r.id] for r in rows if r.id in stored["rows"]}
         write_whole(TARGET, json.dumps(stored, indent=1) + "\n")
         recovery = entry["recovery"]["mean"]

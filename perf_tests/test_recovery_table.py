@@ -1,8 +1,14 @@
-"""The stored measurements of recovery, as the README shows them."""
+"""The stored measurements of recovery and of a teacher's worth, as the README shows them."""
 
 import json
 
-from mpnn.regression.recovery_table import OTHERS, STUDY, recovery_markdown
+from mpnn.regression.recovery_table import (
+    DISTILLATION,
+    OTHERS,
+    STUDY,
+    distillation_markdown,
+    recovery_markdown,
+)
 
 HALF = {"mean": 0.5, "low": 0.45, "high": 0.55}
 ROW = {
@@ -46,6 +52,33 @@ def test_networks_stand_beside_what_others_published(tmp_path):
     assert "PDB" in lines[-1]
 
 
+def test_arms_say_what_they_cost_and_what_the_teacher_was_worth(tmp_path):
+    """Each arm has its CPU seconds with the answers' share, and `taught` the paired difference."""
+    arm = ROW | {"answers_seconds": 0.0, "training_seconds": 1200.4, "steps": 9_000}
+    arm["residues"] = 8_123_456
+    taught = arm | {"answers_seconds": 300.0, "training_seconds": 900.0, "perplexity": 4.9}
+    study = {
+        "set": "TS50",
+        "architecture": "fast",
+        "teacher": "v_48_002",
+        "precision": "bfloat16",
+        "seconds": 1200.0,
+        "hardware": "made-up-linux6",
+        "date": "2026-03-01",
+        "arms": {"plain": arm, "taught": taught},
+        "difference": {"recovery": {"mean": 0.012, "low": 0.004, "high": 0.02}},
+    }
+    (tmp_path / DISTILLATION).write_text(json.dumps(study))
+    caption, *_, plain, with_teacher = distillation_markdown(tmp_path).splitlines()
+    assert "`fast` from the same random weights, 1,200 CPU seconds" in caption
+    assert caption.endswith("made-up-linux6, 2026-03-01.")
+    figures = "9,000 | 8.12 | 50.0 [45.0, 55.0]"
+    assert plain == (f"| the native letters alone | 1,200 | 0% | {figures} | – | 5.13 | 50.0 |")
+    assert with_teacher == (
+        f"| the teacher's answers too | 1,200 | 25% | {figures} | +1.2 [+0.4, +2.0] | 4.90 | 50.0 |"
+    )
+
+
 def test_nothing_measured_gives_no_table(tmp_path):
-    """Without the stored study there is no table at all."""
-    assert recovery_markdown(tmp_path) == ""
+    """Without the stored studies there is no table at all."""
+    assert recovery_markdown(tmp_path) == distillation_markdown(tmp_path) == ""

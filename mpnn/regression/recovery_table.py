@@ -1,4 +1,4 @@
-"""The stored measurements of recovery as a table."""
+"""The stored measurements of recovery, and of what a teacher is worth, as tables."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ OTHERS = (
 OURS = "trained here on 3,056 clusters that share none with TS50"
 SEEN = "trained on the PDB of 2021, which holds proteins like these"
 
+DISTILLATION = "distillation.json"
+ARMS = {"plain": "the native letters alone", "taught": "the teacher's answers too"}
+ARM_HEADINGS = (
+    *("learns", "CPU seconds", "for answers", "steps", "million residues"),
+    *("recovery, %", "against plain, points", "perplexity", "top-1, %"),
+)
+
 
 def recovery_markdown(root: Path) -> str:
     """One row for each network and way of running it; '' if nothing was measured."""
@@ -52,6 +59,39 @@ def recovery_markdown(root: Path) -> str:
     )
     tables = markdown(HEADINGS, _cells(rows)), markdown(BESIDE, _beside(rows))
     return f"{caption}\n\n" + "\n\n".join(tables)
+
+
+def distillation_markdown(root: Path) -> str:
+    """A student with a teacher beside the same student without one; '' if it was not studied."""
+    path = root / DISTILLATION
+    if not path.exists():
+        return ""
+    study = json.loads(path.read_text(encoding="utf-8"))
+    caption = (
+        f"What a teacher is worth at equal cost: `{study['architecture']}` from the same random "
+        f"weights, {study['seconds']:,.0f} CPU seconds of one core for each arm, in which the "
+        f"answers of `{study['teacher']}` are paid for; one run of each, products in "
+        f"{study['precision']}. Measured on {study['set']}, as above; the interval is over "
+        f"proteins, not over runs. {study['hardware']}, {study['date']}."
+    )
+    return f"{caption}\n\n{markdown(ARM_HEADINGS, _arm_cells(study))}"
+
+
+def _arm_cells(study: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    for arm, learns in ARMS.items():
+        row = study["arms"][arm]
+        answers, total = row["answers_seconds"], row["answers_seconds"] + row["training_seconds"]
+        yield (
+            learns,
+            f"{total:,.0f}",
+            f"{answers / total:.0%}",
+            f"{row['steps']:,}",
+            f"{row['residues'] / 1e6:.2f}",
+            _percent(row["recovery"]),
+            _percent(study["difference"]["recovery"], "+") if arm == "taught" else "–",
+            f"{row['perplexity']:.2f}",
+            f"{100 * row['top1']['mean']:.1f}",
+        )
 
 
 def _cells(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:

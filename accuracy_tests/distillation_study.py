@@ -1,0 +1,212 @@
+"""What a teacher is worth at equal cost: the same student with and without one.
+
+    OMP_NUM_THREADS=1 python accuracy_tests/distillation_study.py --seconds 1200
+
+Two arms train one architecture from the same random weights: `plain` on the native letters alone,
+`taught` on a teacher's kept answers too. Each may use as many CPU seconds of this process, and the
+answers are paid for out of those of `taught`. An arm is stable until 70 % of its training seconds
+are spent; its decay then has as many steps as fill the rest at the pace so far. CPU seconds, for
+other work on the machine hardly moves them. Both are measured on TS50 as `recovery_study` does,
+which is not charged, and the result is stored whole in baselines/.
+
+An interrupted study goes on where it was, in steps and in seconds, from what it keeps in --folder.
+Needs train.npz and ts50.npz in MPNN_DATA and, for a published teacher, MPNN_WEIGHTS. It takes twice
+--seconds, and more on a busy machine.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from recovery_study import SAMPLES, SET, Row, outcomes
+
+from mpnn.datasets import ChainSet, find_data
+from mpnn.errors import InputError
+from mpnn.output import write_whole
+from mpnn.recovery import compare, summarize
+from mpnn.regression.hardware import this_machine
+from mpnn.training import TrainConfig, train
+from mpnn.training.data import TrainingChains, draw
+from mpnn.training.distillation import Teacher
+from mpnn.training.run import PRECISIONS
+from mpnn.weights import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "baselines" / "distillation.json"
+FOLDER = ROOT / "runs" / "distillation"
+DECAY = 0.3  # share of an arm's training seconds in which the learning rate falls
+EVERY = 50  # steps after which state and seconds are kept
+FAR = 10**9  # steps of a run whose end is not known yet
+
+
+class DecayDue(Exception):  # noqa: N818 – no error
+    """Ends the stable part of a run."""
+
+
+class Account:
+    """What an arm has used so far, in a file beside its state so that an interruption costs none.
+
+    What a process does once is charged to the arm that it begins with, about two seconds.
+
+    Attributes:
+        used: CPU seconds of "answers" and "training"; draws "asked" about; "steps" and
+            "decay_steps" of the whole run, 0 until the decay begins.
+    """
+
+    def __init__(self, path):
+        """Takes up the file where there is one; seconds count from here on."""
+        self.path = path
+        self.used = {"answers": 0.0, "training": 0.0, "asked": 0, "steps": 0, "decay_steps": 0}
+        if path.exists():
+            self.used |= json.loads(path.read_text(encoding="utf-8"))
+        self.mark = time.process_time()
+
+    def charge(self, purpose, **counts):
+        """Adds the CPU seconds since the last charge to `purpose`, and keeps them with `counts`."""
+        now = time.process_time()
+        self.used |= {purpose: self.used[purpose] + now - self.mark, **counts}
+        self.mark = now
+        write_whole(self.path, json.dumps(self.used) + "\n")
+
+
+def account_of(config):
+    """The account of the arm that `config` describes."""
+    return Account(Path(config.state).with_suffix(".json"))
+
+
+def arms(architecture, teacher, precision, folder):
+    """The two runs: they differ in their teacher, and in the draws that kept answers ask for."""
+    plain = TrainConfig(
+        data=str(find_data("train.npz")),
+        weights=str(folder / "plain.safetensors"),
+        state=str(folder / "plain.pt"),
+        architecture=architecture,
+        learning_rate=2e-3,
+        tokens=1024,
+        micro_tokens=1024,
+        noise=0.02,
+        precision=precision,
+        save_every=EVERY,
+        report_every=EVERY,
+    )
+    taught = replace(
+        plain,
+        weights=str(folder / "taught.safetensors"),
+        state=str(folder / "taught.pt"),
+        teacher=teacher,
+        teacher_weight=0.8,
+        teacher_orders=2,
+        teacher_rounds=1,
+        targets=str(folder / "targets"),
+    )
+    return {"plain": plain, "taught": taught}
+
+
+def run_arm(config, seconds):
+    """Trains an arm to its end, or goes on with it, within CPU seconds; returns what it used.
+
+    Raises:
+        InputError: the teacher's answers alone use up the seconds.
+    """
+    account = account_of(config)
+    if Path(config.weights).exists():
+        return account.used
+    if config.teacher is not None:
+        ask(config, account)
+    left = seconds - account.used["answers"]
+    if left <= 0:
+        raise InputError(
+            f"the teacher's answers took {account.used['answers']:.0f} CPU seconds of {seconds:g} "
+            "for each arm: give more --seconds"
+        )
+    if not account.used["steps"]:
+        train_stable(config, left, account)
+    length = {name: account.used[name] for name in ("steps", "decay_steps")}
+    train(replace(config, **length), lambda _: account.charge("training"))
+    account.charge("training")
+    return account.used
+
+
+def ask(config, account):
+    """Has the teacher answer for every chain that the run will draw."""
+    chains = TrainingChains(config.data)
+    rest = range(account.used["asked"], config.teacher_rounds * len(chains.clusters))
+    if rest:
+        teacher = Teacher(config.teacher, chains, config.teacher_orders, config.targets)
+        for number in rest:
+            teacher.log_probs(draw(chains, config.draws, number))
+            account.charge("answers", asked=number + 1)
+
+
+def train_stable(config, seconds, account):
+    """Trains until the decay is due, and settles the steps with which the run fills `seconds`."""
+
+    def watch(progress):
+        account.charge("training")
+        spent = account.used["training"]
+        if spent >= (1 - DECAY) * seconds:
+            steps = max(progress.step + 1, round(progress.step * seconds / spent))
+            account.charge("training", steps=steps, decay_steps=steps - progress.step)
+            raise DecayDue
+
+    with contextlib.suppress(DecayDue):
+        train(replace(config, steps=FAR, decay_steps=0), watch)
+
+
+def study(architecture, teacher, precision, seconds, folder):
+    """Both arms trained and measured, as it is stored."""
+    backbones = list(ChainSet(find_data("ts50.npz")))
+    found, measured = {}, {}
+    for name, config in arms(architecture, teacher, precision, folder).items():
+        used = run_arm(config, seconds)
+        measured[name] = outcomes(Row(config.weights), backbones)
+        found[name] = {
+            "answers_seconds": used["answers"],
+            "training_seconds": used["training"],
+            "steps": used["steps"],
+            "residues": load_checkpoint(config.weights)[1]["residues_seen"],
+            **asdict(summarize(measured[name])),
+        }
+        sys.stderr.write(f"{name}: {found[name]['recovery']['mean']:.1%} with {used}\n")
+    return {
+        "set": SET,
+        "samples": SAMPLES,
+        "architecture": architecture,
+        "teacher": Path(teacher).stem,
+        "precision": precision,
+        "seconds": seconds,
+        "hardware": this_machine().id,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "arms": found,
+        "difference": asdict(compare(measured["taught"], measured["plain"])),
+    }
+
+
+def main():
+    """Runs or goes on with the study, and stores it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=1500.0, help="CPU seconds for each arm")
+    parser.add_argument("--architecture", default="minimal-fast")
+    parser.add_argument("--teacher", default="v_48_002", help="name or path of weights")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of states and answers")
+    parser.add_argument("--out", type=Path, default=TARGET)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = options.architecture, options.teacher, options.precision, options.seconds
+    name = "-".join([settings[0], Path(settings[1]).stem, settings[2], f"{settings[3]:g}"])
+    result = study(*settings, options.folder / name)
+    write_whole(options.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

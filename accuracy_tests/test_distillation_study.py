@@ -1,0 +1,111 @@
+"""The study of what a teacher is worth, with made-up chains and half a second for each arm."""
+
+import json
+
+import distillation_study
+import pytest
+from test_training import TINY, write_chains
+
+from mpnn.config import ARCHITECTURES
+from mpnn.errors import InputError
+from mpnn.regression.recovery_table import DISTILLATION, distillation_markdown
+from mpnn.training.distillation import Teacher
+from mpnn.weights import formula_weights, load_checkpoint, save_checkpoint
+
+SECONDS = 0.5  # CPU seconds of an arm
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """Architecture, teacher and precision of a tiny study, whose data are found by name."""
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setattr(distillation_study, "EVERY", 1)
+    monkeypatch.setenv("MPNN_DATA", str(tmp_path))
+    write_chains(tmp_path / "train.npz")
+    write_chains(tmp_path / "ts50.npz", (30, 25), (1, 2))
+    teacher = tmp_path / "teacher.safetensors"
+    save_checkpoint(teacher, formula_weights(TINY), {})
+    return "tiny", str(teacher), "float32"
+
+
+@pytest.fixture
+def arms(settings, tmp_path):
+    return distillation_study.arms(*settings, tmp_path / "runs")
+
+
+def test_both_arms_cost_the_same_with_the_answers_paid_for(settings, tmp_path):
+    """Each arm fills its CPU seconds, the teacher's answers among them, and the table shows it."""
+    study = distillation_study.study(*settings, SECONDS, tmp_path / "runs")
+    plain, taught = study["arms"]["plain"], study["arms"]["taught"]
+    assert plain["answers_seconds"] == 0 < taught["answers_seconds"]
+    for arm in (plain, taught):
+        total = arm["answers_seconds"] + arm["training_seconds"]
+        assert total == pytest.approx(SECONDS, rel=0.4)  # a few steps set the pace
+        assert arm["residues"] > arm["steps"] > 2
+    (tmp_path / DISTILLATION).write_text(json.dumps(study))
+    table = distillation_markdown(tmp_path)
+    assert "answers of `teacher`" in table
+    assert len(table.splitlines()) == 6
+
+
+def test_the_arms_differ_in_their_teacher_alone(arms):
+    """Architecture, seed, noise, batches and learning rate are the same."""
+    plain, taught = (vars(arms[name]) for name in ("plain", "taught"))
+    differ = {name for name in plain if plain[name] != taught[name]}
+    assert differ == {"weights", "state", "teacher", "teacher_weight", "targets"}
+    assert plain["validation"] is None  # nothing is measured at the arm's expense
+
+
+def test_the_teacher_is_not_asked_while_the_student_trains(arms, monkeypatch):
+    """Every answer that the run needs in any round is kept, and charged, before its first step."""
+    distillation_study.ask(arms["taught"], distillation_study.account_of(arms["taught"]))
+
+    def refuse(_self, _index):
+        raise AssertionError("asked the teacher again")
+
+    monkeypatch.setattr(Teacher, "_answer", refuse)
+    asked = distillation_study.account_of(arms["taught"]).used
+    assert (asked["asked"], asked["training"]) == (3, 0)
+    used = distillation_study.run_arm(arms["taught"], asked["answers"] + SECONDS)
+    assert used["answers"] == asked["answers"] > 0
+
+
+class StopRun(Exception):  # noqa: N818 – no error
+    """Stands for whatever ends a run."""
+
+
+@pytest.mark.parametrize("part", ["stable", "decay"])
+def test_an_interrupted_arm_goes_on_in_steps_and_in_seconds(arms, monkeypatch, part):
+    """What was spent before the interruption counts, and the run ends where it was to end."""
+    charge = distillation_study.Account.charge
+
+    def stop(self, purpose, **counts):
+        charge(self, purpose, **counts)
+        if self.used["training"] > (0.2 if part == "stable" else 0.8) * SECONDS:
+            raise StopRun
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation_study.Account, "charge", stop)
+        with pytest.raises(StopRun):
+            distillation_study.run_arm(arms["plain"], SECONDS)
+    before = distillation_study.account_of(arms["plain"]).used
+    assert (before["steps"] > 0) == (part == "decay")
+    used = distillation_study.run_arm(arms["plain"], SECONDS)
+    assert before["training"] < used["training"] == pytest.approx(SECONDS, rel=0.4)
+    _, card = load_checkpoint(arms["plain"].weights)
+    assert card["training"]["steps"] == used["steps"]
+    assert distillation_study.run_arm(arms["plain"], SECONDS) == used
+
+
+def test_a_teacher_too_dear_for_the_seconds_is_said(arms):
+    """Where the answers alone use up the budget there is no arm to compare."""
+    with pytest.raises(InputError, match=r"answers took .* CPU seconds of 1e-06 .* --seconds"):
+        distillation_study.run_arm(arms["taught"], 1e-6)
+
+
+def test_without_structures_the_study_says_what_to_set(settings, tmp_path, monkeypatch):
+    """Without MPNN_DATA nothing is begun."""
+    monkeypatch.delenv("MPNN_DATA")
+    with pytest.raises(InputError, match="set MPNN_DATA"):
+        distillation_study.study(*settings, SECONDS, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

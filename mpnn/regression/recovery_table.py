@@ -24,7 +24,7 @@ HEADINGS = (
 DISTILLATION = "distillation.json"
 ARMS = {"plain": "the native letters alone", "taught": "the teacher's answers too"}
 ARM_HEADINGS = (
-    *("learns", "CPU seconds", "for answers", "steps", "million residues"),
+    *("learns", "CPU seconds", "for answers", "steps", "million residues", "a second of training"),
     *("recovery, %", "against plain, points", "perplexity", "top-1, %"),
 )
 
@@ -74,6 +74,7 @@ def _arm_cells(study: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
             f"{answers / total:.0%}",
             f"{row['steps']:,}",
             f"{row['residues'] / 1e6:.2f}",
+            f"{row['residues'] / row['training_seconds']:,.0f}",
             _percent(row["recovery"]),
             _percent(study["difference"]["recovery"], "+") if arm == "taught" else "–",
             f"{row['perplexity']:.2f}",

@@ -5,9 +5,11 @@
 Two arms train one architecture from the same random weights: `plain` on the native letters alone,
 `taught` on a teacher's kept answers too. Each may use as many CPU seconds of this process, and the
 answers are paid for out of those of `taught`. An arm is stable until 70 % of its training seconds
-are spent; its decay then has as many steps as fill the rest at the pace so far. CPU seconds, for
-other work on the machine hardly moves them. Both are measured on TS50 as `recovery_study` does,
-which is not charged, and the result is stored whole in baselines/.
+are spent; its decay then has as many steps as fill the rest at the pace so far. Both are measured
+on TS50 as `recovery_study` does, which is not charged, and the result is stored in baselines/.
+
+Waiting for other work costs no CPU seconds, but sharing caches with it slowed a training by a
+fifth: close it first. The table shows the pace of each arm, which should be the same.
 
 An interrupted study goes on where it was, in steps and in seconds, from what it keeps in --folder.
 Needs train.npz and ts50.npz in MPNN_DATA and, for a published teacher, MPNN_WEIGHTS. It takes twice

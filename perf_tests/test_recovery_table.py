@@ -72,10 +72,14 @@ def test_arms_say_what_they_cost_and_what_the_teacher_was_worth(tmp_path):
     caption, *_, plain, with_teacher = distillation_markdown(tmp_path).splitlines()
     assert "`fast` from the same random weights, 1,200 CPU seconds" in caption
     assert caption.endswith("made-up-linux6, 2026-03-01.")
-    figures = "9,000 | 8.12 | 50.0 [45.0, 55.0]"
-    assert plain == (f"| the native letters alone | 1,200 | 0% | {figures} | – | 5.13 | 50.0 |")
+    figures = "50.0 [45.0, 55.0]"
+    assert plain == (
+        f"| the native letters alone | 1,200 | 0% | 9,000 | 8.12 | 6,767 | {figures} "
+        "| – | 5.13 | 50.0 |"
+    )
     assert with_teacher == (
-        f"| the teacher's answers too | 1,200 | 25% | {figures} | +1.2 [+0.4, +2.0] | 4.90 | 50.0 |"
+        f"| the teacher's answers too | 1,200 | 25% | 9,000 | 8.12 | 9,026 | {figures} "
+        "| +1.2 [+0.4, +2.0] | 4.90 | 50.0 |"
     )
 
 

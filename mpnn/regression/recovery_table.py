@@ -36,7 +36,7 @@ SEEN = "trained on the PDB of 2021, which holds proteins like these"
 DISTILLATION = "distillation.json"
 ARMS = {"plain": "the native letters alone", "taught": "the teacher's answers too"}
 ARM_HEADINGS = (
-    *("learns", "CPU seconds", "for answers", "steps", "million residues"),
+    *("learns", "CPU seconds", "for answers", "steps", "million residues", "a second of training"),
     *("recovery, %", "against plain, points", "perplexity", "top-1, %"),
 )
 
@@ -87,6 +87,7 @@ def _arm_cells(study: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
             f"{answers / total:.0%}",
             f"{row['steps']:,}",
             f"{row['residues'] / 1e6:.2f}",
+            f"{row['residues'] / row['training_seconds']:,.0f}",
             _percent(row["recovery"]),
             _percent(study["difference"]["recovery"], "+") if arm == "taught" else "–",
             f"{row['perplexity']:.2f}",

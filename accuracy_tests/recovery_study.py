@@ -55,7 +55,7 @@ PUBLISHED = [
 ]
 
 TWINS = dict.fromkeys(["minimal-k30", "minimal-fast", "extreme-v2", "minimal-one-shot"], "minimal")
-"""Shipped networks that differ from another in one respect; the others are held to `baseline`."""
+"""Networks of the layers and width of another, which see less; the others have `baseline`."""
 
 
 def shipped_rows():
@@ -79,16 +79,26 @@ def outcomes(row, backbones):
     return measure(engine, backbones, SAMPLES, row.temperature, SEED, row.order)
 
 
+def chosen_of(rows, only):
+    """Rows by id: those whose id contains `only`, their yardsticks, and what is held against them.
+
+    Yardsticks come first.
+    """
+    asked = {row.id for row in rows if only in row.id}
+    asked |= {row.id for row in rows if row.against in asked}
+    needed = {row.against for row in rows if row.id in asked}
+    every = {row.id: row for row in rows if row.id in asked | needed}
+    return {id_: every[id_] for id_ in sorted(every, key=lambda id_: id_ not in needed)}
+
+
 def main():
     """Measures the rows asked for and stores them beside those that stand."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="measure rows whose id contains this, and their yardsticks")
+    parser.add_argument("--only", help="rows whose id contains this, and what goes with them")
     only = parser.parse_args().only or ""
     torch.set_num_threads(1)
     rows = [*PUBLISHED, *shipped_rows()]
-    chosen = {row.id: row for row in rows if only in row.id}
-    needed = {row.against for row in chosen.values()} - {None}
-    chosen = {row.id: row for row in rows if row.id in needed} | chosen
+    chosen = chosen_of(rows, only)
     backbones = list(ChainSet(find_data("ts50.npz")))
     stored = json.loads(TARGET.read_text()) if TARGET.exists() else {"rows": {}}
     found = {}

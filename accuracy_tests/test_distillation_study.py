@@ -1,6 +1,7 @@
 """The study of what a teacher is worth, with made-up chains and half a second for each arm."""
 
 import json
+from dataclasses import replace
 
 import distillation_study
 import pytest
@@ -53,11 +54,13 @@ def test_both_arms_cost_the_same_with_the_answers_paid_for(settings, tmp_path):
     assert len(table.splitlines()) == 6
 
 
-def test_the_arms_differ_in_their_teacher_alone(arms):
-    """Architecture, seed, noise, batches and learning rate are the same."""
+def test_the_arms_differ_in_their_teacher_and_what_its_answers_need(arms):
+    """Architecture, seed, noise, batches and learning rate are the same; kept answers fix draws."""
     plain, taught = (vars(arms[name]) for name in ("plain", "taught"))
     differ = {name for name in plain if plain[name] != taught[name]}
     assert differ == {"weights", "state", "teacher", "teacher_weight", "targets"}
+    drawn = [arms[name].draws for name in ("plain", "taught")]
+    assert drawn[1] == replace(drawn[0], orders=2, rounds=1)
     assert plain["validation"] is None  # nothing is measured at the arm's expense
 
 

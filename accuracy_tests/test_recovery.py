@@ -1,8 +1,10 @@
 import dataclasses
+import json
 import os
 
 import numpy as np
 import pytest
+import recovery_study
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -266,6 +268,34 @@ def test_card_says_where_weights_come_from_and_how_good_they_are(name):
     for figures in card["measured"]["sets"].values():
         mean, low, high = figures["recovery"]
         assert 0 < low < mean < high < 100
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_stored_recovery_is_that_of_the_shipped_weights(name):
+    """What `tox -e accuracy` stored of a network was measured with the weights that are shipped."""
+    rows = json.loads(recovery_study.TARGET.read_text())["rows"]
+    stated = load_weights(name)[1]["measured"]["sets"]["ts50"]["recovery"][0]
+    row = rows[recovery_study.Row(name).id]
+    assert 100 * row["recovery"]["mean"] == pytest.approx(stated, abs=0.05)
+
+
+def test_a_study_measures_what_hangs_together():
+    """A network is measured with its twin, and with those that are held against it."""
+    rows = [recovery_study.Row(name) for name in ("base", "other")]
+    rows += [recovery_study.Row(name, against=rows[0].id) for name in ("twin", "third")]
+    for only, names in (("twin", "base twin"), ("base", "base twin third"), ("other", "other")):
+        assert [row.weights for row in recovery_study.chosen_of(rows, only).values()] == (
+            names.split()
+        )
+
+
+def test_every_twin_is_a_network():
+    """Networks and twins bear names of architectures, and none is its own twin."""
+    twins = recovery_study.TWINS
+    assert set(twins) | set(twins.values()) <= set(ARCHITECTURES)
+    for row in recovery_study.shipped_rows():
+        assert row.against != row.id
+        assert (row.against is None) == (row.weights == "baseline")
 
 
 @pytest.mark.data

@@ -594,14 +594,14 @@ def test_a_teacher_asked_each_time_sees_what_the_student_sees(chains, teacher_fi
 
 
 def test_letters_are_drawn_from_the_teachers_distribution(chains, teacher_file):
-    """Where all letters are replaced, each is the one at which the teacher's sum passes the lot."""
+    """Where all letters are replaced, each is the residue at which the teacher's sum passes."""
     crops = [draw(chains, DrawConfig(max_length=30), 0)]
     batch = RaggedBatch.from_crops(crops, TINY.k_neighbors)
     _, first = PresentTeacher(teacher_file, 0.0).answer(crops, batch)
     S, _ = PresentTeacher(teacher_file, 1.0).answer(crops, batch)
-    sums = np.cumsum(first.exp().numpy(), 1)
-    expected = [np.searchsorted(row, u) for row, u in zip(sums, crops[0].lot[:, 1], strict=True)]
-    assert S.tolist() == expected
+    sums = np.cumsum(first.exp().numpy()[:, :UNKNOWN], 1)
+    marks = crops[0].lot[:, 1] * sums[:, -1]
+    assert S.tolist() == [np.searchsorted(row, u) for row, u in zip(sums, marks, strict=True)]
     again = draw(chains, DrawConfig(max_length=30), 0)
     assert np.array_equal(again.lot, crops[0].lot)
 
@@ -624,6 +624,7 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"tokens": -4}, "tokens must be at least 1, not -4"),
         ({"label_smoothing": 1.5}, "between 0 and 1, not 1.5"),
+        ({"teacher": "v_48_002", "teacher_orders": 4}, "are of kept answers: give `targets`"),
         ({"mutations": 0.3}, "mutations need a teacher that is asked each time"),
         ({"teacher": "v_48_002", "targets": "t", "mutations": 0.3}, "without `targets`"),
         ({"mutations": -0.1}, "between 0 and 1, not -0.1"),
@@ -646,6 +647,31 @@ def test_missing_and_foreign_data_files_are_refused(config, tmp_path):
     for path, message in [("gone.npz", "gone.npz"), (noise, "no readable"), (partial, "nco")]:
         with pytest.raises(InputError, match=message):
             train(dataclasses.replace(config, data=str(path)))
+
+
+def test_a_state_of_before_a_setting_was_there_goes_on(config):
+    """A setting that the state's time did not know stood at its default."""
+    train(config)
+    state = torch.load(config.state, weights_only=True)
+    del state["config"]["mutations"]
+    torch.save(state, config.state)
+    train(dataclasses.replace(config, steps=config.steps + 1, decay_steps=1))
+
+
+def test_kept_answers_are_no_present_teacher(config, teacher_file, tmp_path):
+    """A run is not resumed with another way to teach, and its card says which it was."""
+    targets = str(tmp_path / "targets")
+    config = dataclasses.replace(config, teacher=teacher_file, targets=targets)
+    train(config)
+    settings = load_checkpoint(config.weights)[1]["training"]
+    assert (settings["answers"], settings["teacher_orders"]) == ("kept", 2)
+    with pytest.raises(InputError, match=r"another run \(targets differ"):
+        train(dataclasses.replace(config, targets=None))
+    other = {"targets": None, "state": str(tmp_path / "other.pt"), "mutations": 0.3}
+    train(dataclasses.replace(config, **other))
+    settings = load_checkpoint(config.weights)[1]["training"]
+    assert settings["answers"] == "asked for every crop"
+    assert "teacher_orders" not in settings
 
 
 def test_state_of_another_run_is_refused(config):

@@ -74,7 +74,7 @@ def planted(project, sessions, percent, least):
     found = [verdict for _, verdict in verdicts(project, sessions, slow=1 + percent / 100)]
     caught, held = found.count("regressed") / sessions, found.count("holds")
     return {
-        "what": f"planted {percent:+d} %, caught",
+        "what": f"planted {percent:+d} %, caught at a margin of {MARGIN:.0%}",
         "sessions": sessions,
         "found": f"{caught:.0%}, {held} said to hold",
         "demand": f"≥ {least:.0%}, none",

@@ -324,7 +324,7 @@ def test_a_recording_refuses_noise_and_failures(project, planted, reason):
     assert project.runs() == before
 
 
-@pytest.mark.parametrize(("slow", "said"), [(1.1, "× → 1.8"), (0.9, "× → 2.2")])
+@pytest.mark.parametrize(("slow", "said"), [(1.1, "× → 1.8"), (1.045, "× → 1.9"), (0.9, "× → 2.2")])
 def test_a_recording_becomes_the_next_baseline(project, slow, said):
     """A change that a fresh process sees too is stored and said; then it holds."""
     session = project.pytest("perf_tests", "--record", slow=slow)
@@ -352,6 +352,7 @@ def test_a_recording_says_nothing_of_a_change_within_the_margin(project):
     [
         ({"SLOW": "1"}, "(holds): the old row stays"),
         ({"SLOW": "0.9"}, "(improved): the old row stays"),
+        ({"SLOW": "1.05"}, "a fresh process says +5"),
         ({"DRIFT": "1.1"}, "(void): the old row stays"),
         ({"WRONG": "1"}, "accuracy failed, outputs differ"),
     ],
@@ -371,6 +372,19 @@ def test_a_recording_refuses_a_change_that_a_fresh_process_does_not_see(project,
     old, new = project.rows()
     assert new[A] == old[A]
     assert all(new[name] != old[name] for name in old if name != A)
+
+
+def test_a_recording_that_measured_nothing_is_red(project):
+    """Where every claim is skipped, nothing can be stored, and that is said."""
+    for path in project.runs():
+        path.unlink()
+    project.plant(
+        "import pytest\n\n@pytest.fixture\ndef claim(benchmark):\n    pytest.skip('not here')\n"
+    )
+    session = project.pytest("perf_tests", "--record")
+    assert session.code == 1, session.output
+    assert "nothing was measured" in session.output
+    assert not project.runs()
 
 
 def test_a_lone_row_that_is_refused_is_told_by_itself(project):

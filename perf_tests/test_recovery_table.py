@@ -45,7 +45,7 @@ def test_networks_stand_beside_what_others_published(tmp_path):
     ours = {**ROW, "weights": "fast", "recovery": {"mean": 0.6, "low": 0.55, "high": 0.65}}
     study = {"set": "TS50", "rows": {"a": ROW, "b": {**ROW, "k": 16}, "c": ours}}
     (tmp_path / STUDY).write_text(json.dumps(study))
-    lines = recovery_markdown(tmp_path).split("\n\n")[2].splitlines()[2:]
+    lines = recovery_markdown(tmp_path).split("\n\n")[3].splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines[-2:]] == ["| `fast`", "| `v_48_020`"]
     assert [line.split(" | ")[3] for line in lines[:-2]] == [f"{o[3]} |" for o in OTHERS]
     assert "trained here" in lines[-2]

@@ -101,7 +101,7 @@ def portable_rows(root: Path) -> dict[str, float]:
 
 
 def refusals(rows: Mapping[str, Row]) -> list[str]:
-    """Why some of these rows must not become a baseline, one reason each; empty if all may."""
+    """Why some of these rows must not become a baseline; empty if all may."""
     reasons = []
     for name, row in rows.items():
         width = math.expm1(row["log_ratio_high"] - row["log_ratio_low"])
@@ -112,7 +112,7 @@ def refusals(rows: Mapping[str, Row]) -> list[str]:
             )
         if not row["accuracy"]["passed"]:
             reasons.append(f"{name}: accuracy failed, {row['accuracy']['text']}")
-        if row["verdict"] == Verdict.UNDECIDED:  # a change that a fresh process did not see
+        if row["verdict"] == Verdict.UNDECIDED:  # a change that a fresh process saw otherwise
             first, second = (
                 math.expm1(row[key] - row["expected"]) for key in ("log_ratio", "second_log_ratio")
             )

@@ -76,8 +76,9 @@ class Claim:
 RECOVERY = Compare.RECOVERY
 CLOSE = Compare.CLOSE
 OTHER_WORK = Rule(margin=0.05)
-"""For sides that compute different things, another network or other products: with what else the
-machine does, their ratio moves by up to 3 % between sessions, and no number of pairs mends that."""
+"""For sides that load the machine differently, another network or products in other arithmetic:
+with what else the machine does, their ratio moves by up to 3 % between sessions, and no number of
+pairs mends that. The gate's own error rates are those of a claim with the standard margin."""
 
 HALF_SECOND = Rule(margin=0.05, pairs=12)
 """For legs of half a second: fewer pairs, so a wider margin."""

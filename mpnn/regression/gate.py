@@ -149,13 +149,15 @@ class Gate:
     def verdict(self, name: str, timing: PairedTiming, expected: float | None, rule: Rule) -> str:
         """Verdict on speed; where a row is not recorded it may be faster than on other machines.
 
-        A recording says whether a row has changed since the run before, and no more.
+        A recording says whether what it would store lies beyond the margin of the run before.
         """
         if expected is None:
             return RECORDED if self.recording else NOT_RECORDED
-        verdict = judge(timing.log_ratios, expected, rule)
+        moved = timing.log_ratio - expected
         if self.recording:
-            return verdict if verdict in CHANGED else RECORDED
+            changed = Verdict.REGRESSED if moved > 0 else Verdict.IMPROVED
+            return changed if abs(moved) > rule.limit else RECORDED
+        verdict = judge(timing.log_ratios, expected, rule)
         if name not in (self.stored or {}) and verdict is Verdict.IMPROVED:
             return Verdict.HOLDS
         return verdict
@@ -179,7 +181,8 @@ class Gate:
             if name in (self.stored or {}) and name not in self.rows
         ]
         if self.recording:  # gates nothing; each row that it refuses is told by itself
-            return found
+            measured = self.rows or not selected
+            return found if measured else [*found, "nothing was measured, so nothing is recorded"]
         verdicts = [row["verdict"] for row in self.rows.values()]
         if selected and all(verdict in (NOT_RECORDED, Verdict.UNDECIDED) for verdict in verdicts):
             found.append("nothing was gated: no claim was decided against a stored figure")

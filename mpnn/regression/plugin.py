@@ -8,6 +8,7 @@ keeps quiet in sessions without claims.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 import time
@@ -251,7 +252,10 @@ def _fill(benchmark: Any, subject: Side, timing: PairedTiming) -> None:
 
 
 def _confirm(config: pytest.Config, name: str, row: dict[str, Any]) -> None:
-    """A change counts only if a fresh process sees it too, one whose own control is in its band."""
+    """A change counts only if a fresh process sees it too, one whose own control is in its band.
+
+    A gate asks for the same verdict, a recording for the same figure, within the margin.
+    """
     row["first_verdict"] = row["verdict"]
     for _ in range(CONFIRMATIONS):
         again = fresh_verdict(config, name)
@@ -261,7 +265,11 @@ def _confirm(config: pytest.Config, name: str, row: dict[str, Any]) -> None:
     row["second_verdict"] = "void" if again["void"] else again["verdict"]
     if not again["accuracy"]["passed"]:
         row["accuracy"] = again["accuracy"]
-    if row["second_verdict"] != row["verdict"]:
+    apart = abs(again["log_ratio"] - row["log_ratio"])
+    same = again["verdict"] == row["verdict"]
+    if config.stash[GATE].recording:
+        same = apart <= math.log1p(row["margin"])
+    if again["void"] or not same:
         row["verdict"] = Verdict.UNDECIDED
 
 

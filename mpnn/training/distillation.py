@@ -2,8 +2,8 @@
 
 Kept answers cost a teacher once, and pay for small students that are as fast as it. Asked anew, it
 sees what the student sees, noise, cut and order, and letters that were never native: there is no
-end of such examples, so a large student cannot learn them by heart (Beyer et al. 2022, *A good
-teacher is patient and consistent*).
+end of such examples to learn by heart (Beyer et al. 2022, *A good teacher is patient and
+consistent*). What either is worth stands in `mpnn/checkpoints/README.md`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpnn.batch import Batch
-from mpnn.config import NUM_LETTERS
+from mpnn.config import NUM_LETTERS, UNKNOWN
 from mpnn.datasets import ChainSet
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
@@ -65,7 +65,8 @@ class PresentTeacher:
         if not self.mutations:
             return batch.S, log_probs
         lot = torch.from_numpy(np.concatenate([crop.lot for crop in crops])).to(batch.S.device)
-        drawn = (log_probs.exp().cumsum(1) < lot[:, 1:]).sum(1).clamp(max=NUM_LETTERS - 1)
+        sums = log_probs[:, :UNKNOWN].exp().cumsum(1)  # of the 20 residues
+        drawn = (sums < lot[:, 1:] * sums[:, -1:]).sum(1)
         S = torch.where(lot[:, 0] < self.mutations, drawn, batch.S)
         shown = dataclasses.replace(batch, S=S)
         return S, forward.decode(self.model, shown, *encoded, batch.rank)

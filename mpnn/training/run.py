@@ -54,6 +54,9 @@ OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that w
 PRECISIONS = ("float32", "bfloat16")
 ADAM_BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
+KEPT_ANSWERS = (2, 1)
+"""Orders of each chain, and rounds over all clusters, for which a teacher's answers are kept."""
+
 CURVE = ("step", "residues", "validation perplexity", "validation top-1, %")
 
 
@@ -82,8 +85,8 @@ class TrainConfig:
     begin_from: str | None = None  # name or path of weights trained here; None: random weights
     teacher: str | None = None  # name or path of weights; None: the native letters alone
     teacher_weight: float = 0.7  # share of the teacher's distribution in the target
-    teacher_orders: int = 2  # decoding orders that the teacher answers for, of each chain
-    teacher_rounds: int = 1  # rounds over all clusters in which it is asked about new chains
+    teacher_orders: int = KEPT_ANSWERS[0]  # decoding orders of each chain, of kept answers
+    teacher_rounds: int = KEPT_ANSWERS[1]  # rounds over all clusters in which chains are new
     targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
     mutations: float = 0.0  # share of letters that a teacher asked each time replaces by its own
     seed: int = 0
@@ -114,6 +117,12 @@ class TrainConfig:
             raise InputError(f"precision is {' or '.join(PRECISIONS)}, not {self.precision!r}")
         if self.begin_from in PUBLISHED:
             raise InputError(f"begin_from is {self.begin_from}: {OWN_WEIGHTS_ONLY}")
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        kept_alone = self.teacher_orders, self.teacher_rounds
+        if self.targets is None and kept_alone != KEPT_ANSWERS:
+            raise InputError("teacher_orders, teacher_rounds are of kept answers: give `targets`")
         if self.mutations and (self.teacher is None or self.targets is not None):
             raise InputError("mutations need a teacher that is asked each time, without `targets`")
 
@@ -310,10 +319,16 @@ class _Run:
         """Where the weights come from."""
         settings = dataclasses.asdict(self.config)
         places = {name: Path(settings.pop(name)).name for name in ("data", "weights")}
-        for name in ("state", "targets", "device", "save_every", "report_every"):
-            settings.pop(name)
-        for name in ("validation", "validate_every"):
-            settings.pop(name)
+        kept = settings["targets"] is not None
+        left_out = [
+            *("state", "targets", "device", "save_every", "report_every"),
+            *("validation", "validate_every"),
+            *(() if kept else ("teacher_orders", "teacher_rounds")),
+        ]
+        for name in left_out:
+            del settings[name]
+        if settings["teacher"] is not None:
+            settings["answers"] = "kept" if kept else "asked for every crop"
         for name in ("teacher", "begin_from"):
             settings[name] = settings[name] and Path(settings[name]).stem
         return {
@@ -383,7 +398,11 @@ class _Run:
                 f"{path}: not the state of a training run; remove it, or name another file"
             ) from error
         ours = dataclasses.asdict(self.config)
-        differ = [k for k in ours if k not in MAY_CHANGE and theirs.get(k) != ours[k]]
+        defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+        theirs = defaults | theirs  # a state of before a setting was there
+        differ = [k for k in ours if k not in MAY_CHANGE and theirs[k] != ours[k]]
+        if (ours["targets"] is None) != (theirs["targets"] is None):  # another way to teach
+            differ.append("targets")
         if differ:
             raise InputError(
                 f"{path}: the state of another run ({', '.join(differ)} differ); "

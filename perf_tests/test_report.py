@@ -37,6 +37,7 @@ PUBLISHED_ROWS = [
 TINY = ModelConfig(1, 1, 8, 4)
 TRAINED = {
     "recovery": 42.0, "recovery_low": 40.0, "recovery_high": 44.0, "reference_recovery": 44.5,
+    "reference_recovery_low": 43.0, "reference_recovery_high": 46.0,
 }  # fmt: skip
 HOW = "4 samples at T=0.1"
 UNIFORM = [Samples(np.zeros((1, 1, 5), np.int64), np.full((1, 1, 5, 21), -np.log(21)))]
@@ -274,7 +275,8 @@ def test_the_baseline_is_a_point(tmp_path):
     """The yardstick stands once, at 1× with the recovery that the rows are held against."""
     trained = {name: row(BY_ID[name], 2.0, **TRAINED) for name in ("minimal", "fast")}
     measured, _ = report.recovery_points(report.entries(stored(tmp_path, **trained)))
-    assert [(p.x, p.y) for p in measured if p.label == "baseline"] == [(1.0, 44.5)]
+    yardstick = charts.Point(1.0, 44.5, "baseline", None, (43.0, 46.0))
+    assert [p for p in measured if p.label == "baseline"] == [yardstick]
 
 
 def test_published_recoveries_are_points(tmp_path):
@@ -349,7 +351,8 @@ def test_two_checkpoints_give_a_row_its_recovery():
     found = recovery(UNIFORM, card(41.0), card(44.3))
     assert found.text == "recovery 41.0 % [39.5, 42.5] against 44.3 %"
     stated = {key: found.figures[key] for key in TRAINED}
-    assert stated == dict(zip(TRAINED, (41.0, 39.5, 42.5, 44.3), strict=True))
+    figures = (41.0, 39.5, 42.5, 44.3, 44.3 - 1.5, 44.3 + 1.5)
+    assert stated == dict(zip(TRAINED, figures, strict=True))
 
 
 def test_probabilities_that_do_not_sum_to_one_fail():

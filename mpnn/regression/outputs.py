@@ -148,8 +148,9 @@ def recovery(outputs: Sequence[Samples], card: Card | None, reference: Card | No
         text = "recovery {:.1f} % [{:.1f}, {:.1f}] against ".format(*ours)
         text += "untrained" if theirs is None else f"{theirs[0]:.1f} %"
         if theirs is not None:
-            keys = ("recovery", "recovery_low", "recovery_high", "reference_recovery")
-            figures |= dict(zip(keys, (*ours, theirs[0]), strict=True))
+            keys = ("recovery", "recovery_low", "recovery_high")
+            figures |= dict(zip(keys, ours, strict=True))
+            figures |= {f"reference_{key}": x for key, x in zip(keys, theirs, strict=True)}
     return Accuracy(off < ROUNDING, text, figures)
 
 

@@ -75,7 +75,7 @@ def distillation_markdown(root: Path) -> str:
         f"What a teacher is worth at equal cost: `{study['architecture']}` from the same random "
         f"weights, {study['seconds']:,.0f} CPU seconds of one core for each arm, in which the "
         f"answers of `{study['teacher']}` are paid for; one run of each, products in "
-        f"{study['precision']}. Answers are of one chain of each cluster in two orders; plain draws "
+        f"{study['precision']}. Answers are of one chain of a cluster in two orders; plain draws "
         f"new ones each time. Measured on {study['set']}, as above; the interval is over proteins, "
         f"not over runs. {study['hardware']}, {study['date']}."
     )

@@ -260,8 +260,7 @@ def _machine_section(folder: Path) -> str:
 def recovery_points(found: Iterable[Entry]) -> tuple[list[charts.Point], list[charts.Point]]:
     """Speed-ups with recoveries in per cent: the measured ones, and the published ones.
 
-    The reference stands among the measured at 1× with the recovery that the rows are held against,
-    of which they do not carry the interval.
+    The reference stands among the measured at 1× with the recovery that the rows are held against.
     """
     measured, published, yardsticks = [], [], []
     for entry in found:
@@ -270,21 +269,26 @@ def recovery_points(found: Iterable[Entry]) -> tuple[list[charts.Point], list[ch
         if claim.published and claim.published.speedup and recovery:
             published.append(charts.Point(claim.published.speedup, float(recovery[1]), claim.id))
         if entry.row is not None and "recovery" in figures:
-            interval = figures["recovery_low"], figures["recovery_high"]
-            at = entry.row["speedup"], figures["recovery"]
-            measured.append(charts.Point(*at, claim.id, entry.interval, interval))
-            yardsticks.append(charts.Point(1.0, figures["reference_recovery"], claim.reference))
+            ours, theirs = _recovery(figures, ""), _recovery(figures, "reference_")
+            at = entry.row["speedup"], ours[0]
+            measured.append(charts.Point(*at, claim.id, entry.interval, ours[1:]))
+            yardsticks.append(charts.Point(1.0, theirs[0], claim.reference, None, theirs[1:]))
     return [*dict.fromkeys(yardsticks), *measured], published
+
+
+def _recovery(figures: Mapping[str, float], prefix: str) -> tuple[float, float, float]:
+    """Mean and interval, in per cent."""
+    names = ("recovery", "recovery_low", "recovery_high")
+    mean, low, high = (figures[f"{prefix}{name}"] for name in names)
+    return mean, low, high
 
 
 def speed_against_recovery(found: Iterable[Entry]) -> str:
     """Measured points with intervals and their Pareto front, published points below them."""
     measured, published = recovery_points(found)
-    note = "Published recoveries are of random weights, where chance is 5 %. " + (
-        "The rows state the baseline's recovery without its interval."
-        if measured
-        else "No measured variant has a trained checkpoint in these runs: their recovery is open."
-    )
+    note = "Published recoveries are of random weights, where chance is 5 %."
+    if not measured:
+        note += " No measured variant has a trained checkpoint in these runs: theirs is open."
     figure = charts.recovery_figure(measured, published)
     return f"{charts.svg(figure, 'Recovery over speed-up')}<p>{note}</p>"
 

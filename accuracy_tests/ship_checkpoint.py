@@ -1,4 +1,4 @@
-"""Measures trained weights and ships them: float16, with the card that says what they are.
+"""Measures trained weights and ships them, with the card that says what they are.
 
     python accuracy_tests/ship_checkpoint.py fast.safetensors --status "why it ended"
 
@@ -65,13 +65,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--status", required=True, help="why the training ended")
+    parser.add_argument("--dtype", choices=("float16", "int8"), default="float16", help="stored")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, card = load_checkpoint(options.weights)
     if card["training"]["data"] not in DATA:
         raise InputError(f"{options.weights}: say in DATA what {card['training']['data']} holds")
     card["teacher"] = card["training"]["teacher"] or "none: the native letters alone"
+    dtype = getattr(torch, options.dtype)
     card |= {
+        "stored": options.dtype,
         "data": DATA[card["training"]["data"]],
         "license": "MIT",
         "status": options.status,
@@ -79,10 +82,10 @@ def main():
     }
     with tempfile.TemporaryDirectory() as folder:  # what is shipped is replaced once, by the end
         trial = Path(folder) / options.weights.name
-        save_checkpoint(trial, model, card, torch.float16)
+        save_checkpoint(trial, model, card, dtype)
         sets = {name: figures(trial, f"{name}.npz") for name in ("ts50", "validation")}
     card["measured"] = {"how": HOW, "sets": sets}
-    save_checkpoint(SHIPPED / options.weights.name, model, card, torch.float16)
+    save_checkpoint(SHIPPED / options.weights.name, model, card, dtype)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,48 @@ def test_half_precision_file_loads_as_float32(tmp_path: Path) -> None:
         assert torch.equal(found[name], value.half().float())
 
 
+def test_int8_file_loads_as_float32(tmp_path: Path) -> None:
+    """Matrices come back within half a step of their row's scale, the rest as in float16."""
+    model, path = formula_weights(CONFIG), tmp_path / "small.safetensors"
+    zero = model.state_dict()["W_out.weight"][3].zero_()  # a row without a largest weight
+    save_checkpoint(path, model, {}, torch.int8)
+    found = load_checkpoint(path)[0].state_dict()
+    for name, value in model.state_dict().items():
+        assert found[name].dtype == torch.float32
+        if value.ndim == 2:
+            step = value.abs().amax(1, keepdim=True) / 127
+            assert ((found[name] - value).abs() <= 0.501 * step).all()
+        else:
+            assert torch.equal(found[name], value.half().float())
+    assert torch.equal(found["W_out.weight"][3], zero)
+    stored = safetensors.torch.load_file(path)
+    assert all(stored[name].dtype == torch.int8 for name in found if found[name].ndim == 2)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.pop("W_out.weight.int8_scale"), "W_out.weight is not a tensor of real"),
+        (lambda t: t.pop("W_out.weight"), r"unexpected W_out.weight.int8_scale"),
+        (
+            lambda t: t.update({"W_out.weight.int8_scale": torch.ones(2, 1)}),
+            r"unexpected W_out.weight.int8_scale",
+        ),
+    ],
+)
+def test_int8_without_its_scales_is_refused(tmp_path: Path, spoil, message: str) -> None:
+    """A matrix without scales, scales without a matrix or of another shape are named."""
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, formula_weights(CONFIG), {}, torch.int8)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    spoil(tensors)
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(path)
+
+
 def test_published_file_loads(tmp_path: Path) -> None:
     """Layers and width follow from the tensors, k from num_edges, and the card gives the noise."""
     config = ModelConfig(2, 3, 32, 20)

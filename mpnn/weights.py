@@ -32,6 +32,9 @@ PREFERRED = ("baseline", "minimal")
 """Shipped names that stand in, first found, where a user names no weights."""
 
 METADATA_KEY = "mpnn"
+SCALE = ".int8_scale"
+"""Ending of the name of an int8 matrix's scales."""
+
 Card = dict[str, Any]
 
 
@@ -64,7 +67,8 @@ def save_checkpoint(
         path: ends in `.safetensors`.
         model: the network; its configuration is stored too.
         card: what JSON can hold: name, training data, steps, measured accuracy, licence.
-        dtype: stored type; float16 halves the file, and is read back as float32.
+        dtype: stored type, read back as float32; float16 halves the file. int8 quarters it:
+            matrices [rows, columns] as whole numbers with scales [rows, 1], the rest in float16.
 
     Raises:
         InputError: the path has another ending or cannot be written.
@@ -72,9 +76,11 @@ def save_checkpoint(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: a checkpoint is written as .safetensors; change the ending")
-    tensors = {
-        name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()
-    }
+    weights = {name: t.detach().cpu() for name, t in model.state_dict().items()}
+    if dtype is torch.int8:
+        tensors = _in_int8(weights)
+    else:
+        tensors = {name: t.to(dtype).contiguous() for name, t in weights.items()}
     about = {"config": dataclasses.asdict(model.config), "card": dict(card)}
     metadata = {METADATA_KEY: json.dumps(about, sort_keys=True, ensure_ascii=False)}
     write_whole(path, safetensors.torch.save(tensors, metadata))
@@ -105,7 +111,7 @@ def load_checkpoint(path: str | Path) -> tuple[Network, Card]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}); copy or fetch it again"
@@ -113,7 +119,7 @@ def load_checkpoint(path: str | Path) -> tuple[Network, Card]:
     if not isinstance(about, dict) or not isinstance(about.get("card"), dict):
         raise InputError(f"{path}: has no configuration inside; mpnn did not write this file")
     config = _stored_config(path, about.get("config"))
-    return _with_weights(config, _checked(path, tensors, config)), about["card"]
+    return _with_weights(config, _checked(path, _from_int8(stored), config)), about["card"]
 
 
 def load_published(path: str | Path) -> tuple[Network, Card]:
@@ -276,6 +282,29 @@ def _count_layers(tensors: Mapping[Any, Any], part: str) -> int:
     prefix = f"{part}_layers."
     names = [str(name) for name in tensors]
     return len({name.split(".")[1] for name in names if name.startswith(prefix)})
+
+
+def _in_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices as int8 with the scales of their rows, the largest of each at ±127."""
+    tensors = {}
+    for name, t in weights.items():
+        if t.ndim != 2:
+            tensors[name] = t.half().contiguous()
+            continue
+        scale = (t.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(t.dtype).tiny)
+        tensors[name] = (t / scale).round().to(torch.int8).contiguous()
+        tensors[name + SCALE] = scale
+    return tensors
+
+
+def _from_int8(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `_in_int8` wrote, as float32; other tensors, and scales that fit none, as they are."""
+    tensors = dict(stored)
+    for name, scale in stored.items():
+        matrix = stored.get(name.removesuffix(SCALE))
+        if name.endswith(SCALE) and matrix is not None and scale.shape == (len(matrix), 1):
+            tensors[name.removesuffix(SCALE)] = matrix * tensors.pop(name)
+    return tensors
 
 
 def _checked(path: Path, tensors: Mapping[Any, Any], config: NetworkConfig) -> dict[str, Tensor]:

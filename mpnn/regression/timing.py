@@ -67,7 +67,7 @@ class Rule:
     alpha_pass: float = 0.01
     shortest_leg: float = 0.015
     longest_leg: float = 0.25
-    budget: float = 60.0
+    budget: float = 40.0
 
     def __post_init__(self) -> None:
         if self.margin <= 0 or self.pairs < 1 or self.looks < 1:

@@ -15,7 +15,6 @@ from mpnn.regression.timing import (
     Side,
     Verdict,
     garbage_collection_off,
-    judge,
     measure,
     median,
     quick,
@@ -151,16 +150,15 @@ class Gate:
 
         A recording says whether what it would store lies beyond the margin of the run before.
         """
-        if expected is None:
-            return RECORDED if self.recording else NOT_RECORDED
-        moved = timing.log_ratio - expected
-        if self.recording:
+        if self.recording and expected is not None:
+            moved = timing.log_ratio - expected
             changed = Verdict.REGRESSED if moved > 0 else Verdict.IMPROVED
             return changed if abs(moved) > rule.limit else RECORDED
-        verdict = judge(timing.log_ratios, expected, rule)
-        if name not in (self.stored or {}) and verdict is Verdict.IMPROVED:
+        if timing.verdict is None or expected is None:
+            return RECORDED if self.recording else NOT_RECORDED
+        if name not in (self.stored or {}) and timing.verdict is Verdict.IMPROVED:
             return Verdict.HOLDS
-        return verdict
+        return timing.verdict
 
     def problems(self, selected: Iterable[str], vanished: Iterable[str]) -> list[str]:
         """Why the session is red although no claim failed.

@@ -265,10 +265,10 @@ def _confirm(config: pytest.Config, name: str, row: dict[str, Any]) -> None:
     row["second_verdict"] = "void" if again["void"] else again["verdict"]
     if not again["accuracy"]["passed"]:
         row["accuracy"] = again["accuracy"]
-    apart = abs(again["log_ratio"] - row["log_ratio"])
-    same = again["verdict"] == row["verdict"]
     if config.stash[GATE].recording:
-        same = apart <= math.log1p(row["margin"])
+        same = abs(again["log_ratio"] - row["log_ratio"]) <= math.log1p(row["margin"])
+    else:
+        same = again["verdict"] == row["verdict"]
     if again["void"] or not same:
         row["verdict"] = Verdict.UNDECIDED
 

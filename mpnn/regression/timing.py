@@ -209,7 +209,6 @@ def measure(
     order = subject_first(seed)
     seconds: tuple[list[float], list[float]] = [], []
     ratios: list[float] = []
-
     verdict, look, start = None, 0, clock()
     while verdict in (None, Verdict.UNDECIDED):
         if look == rule.looks or (look and clock() - start > rule.budget):

@@ -32,13 +32,16 @@ from mpnn.weights import find_weights, load_weights
 class PresentTeacher:
     """A network that is asked about every crop as the student sees it."""
 
-    def __init__(self, weights: str, mutations: float, device: str = "cpu") -> None:
+    def __init__(
+        self, weights: str, mutations: float, device: str = "cpu", precision: str = "float32"
+    ) -> None:
         """Loads the weights (a name or a path).
 
         Args:
             weights: of a message-passing network.
             mutations: share of the letters that are replaced by draws from its distributions.
             device: where it runs.
+            precision: of its products: float32 or bfloat16.
 
         Raises:
             InputError: there are no such weights, or they are of a state-space network.
@@ -47,7 +50,7 @@ class PresentTeacher:
         if not isinstance(model, ProteinMPNN):
             raise InputError(f"{weights}: a state-space network teaches by kept answers alone")
         self.model = model.to(device).eval()
-        self.mutations = mutations
+        self.mutations, self.precision = mutations, precision
 
     @torch.no_grad()
     def answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> tuple[Tensor, Tensor]:
@@ -60,6 +63,11 @@ class PresentTeacher:
         K = self.model.config.k_neighbors
         if batch.E_idx.shape[1] != K:
             batch = RaggedBatch.from_crops(crops, K, batch.S.device)
+        with forward.products_in(self.precision, batch.S.device):
+            return self._answer(crops, batch)
+
+    def _answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> tuple[Tensor, Tensor]:
+        """The same, for a batch with the teacher's own neighbours."""
         encoded = forward.encode(self.model, batch)
         log_probs = forward.decode(self.model, batch, *encoded, batch.rank)
         if not self.mutations:
@@ -99,6 +107,11 @@ class Teacher:
         stem = Path(folder) / f"targets-{digest.hexdigest()[:12]}"
         shape = (orders, int(chains.offsets[-1]), NUM_LETTERS)
         self.kept = _open_kept(stem.with_suffix(".npy"), shape)
+
+    def answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> tuple[Tensor, Tensor]:
+        """The letters [R] as they are, and log-probabilities [R, 21]; see `PresentTeacher`."""
+        kept = np.concatenate([self.log_probs(crop) for crop in crops])
+        return batch.S, torch.from_numpy(kept).to(batch.S.device)
 
     def log_probs(self, crop: Crop) -> NDArray[np.float16]:
         """Log-probabilities [L, 21] for a crop that was drawn with a fixed order."""

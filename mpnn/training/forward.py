@@ -56,6 +56,12 @@ def _radial(D: Tensor) -> Tensor:
     return z.clamp_(-FAR, FAR).square_().neg_().exp_().flatten(1)
 
 
+def products_in(precision: str, device: str | torch.device) -> torch.autocast:
+    """Within it products are in this precision: float32, or bfloat16."""
+    half = precision == "bfloat16"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)
+
+
 def log_probs(model: Network, batch: RaggedBatch, lengths: Sequence[int]) -> Tensor:
     """Log-probabilities [R, 21] of the batch's letters under its ranks, as the network sees them.
 

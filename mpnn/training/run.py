@@ -54,9 +54,6 @@ OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that w
 PRECISIONS = ("float32", "bfloat16")
 ADAM_BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
-KEPT_ANSWERS = (2, 1)
-"""Orders of each chain, and rounds over all clusters, for which a teacher's answers are kept."""
-
 CURVE = ("step", "residues", "validation perplexity", "validation top-1, %")
 
 
@@ -85,8 +82,8 @@ class TrainConfig:
     begin_from: str | None = None  # name or path of weights trained here; None: random weights
     teacher: str | None = None  # name or path of weights; None: the native letters alone
     teacher_weight: float = 0.7  # share of the teacher's distribution in the target
-    teacher_orders: int = KEPT_ANSWERS[0]  # decoding orders of each chain, of kept answers
-    teacher_rounds: int = KEPT_ANSWERS[1]  # rounds over all clusters in which chains are new
+    teacher_orders: int = 2  # decoding orders of each chain, of kept answers
+    teacher_rounds: int = 1  # rounds over all clusters in which chains are new
     targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
     mutations: float = 0.0  # share of letters that a teacher asked each time replaces by its own
     seed: int = 0
@@ -120,8 +117,9 @@ class TrainConfig:
         self._check_teacher()
 
     def _check_teacher(self) -> None:
-        kept_alone = self.teacher_orders, self.teacher_rounds
-        if self.targets is None and kept_alone != KEPT_ANSWERS:
+        of_kept = self.teacher_orders, self.teacher_rounds
+        defaults = TrainConfig.teacher_orders, TrainConfig.teacher_rounds
+        if self.targets is None and of_kept != defaults:
             raise InputError("teacher_orders, teacher_rounds are of kept answers: give `targets`")
         if self.mutations and (self.teacher is None or self.targets is not None):
             raise InputError("mutations need a teacher that is asked each time, without `targets`")
@@ -247,15 +245,11 @@ class _Run:
     def _loss(self, crops: list[Crop]) -> tuple[Tensor, Tensor]:
         """Summed loss of some crops, and the sums [loss, −log p, hits, residues] to report."""
         config = self.config
-        batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, config.device)
+        batch = self._batch(crops)
         shown, soft = batch, None
-        if isinstance(self.teacher, PresentTeacher):
-            with self._precision():
-                S, soft = self.teacher.answer(crops, batch)
+        if self.teacher is not None:
+            S, soft = self.teacher.answer(crops, batch)
             shown = dataclasses.replace(batch, S=S)
-        elif self.teacher is not None:
-            kept = np.concatenate([self.teacher.log_probs(crop) for crop in crops])
-            soft = torch.from_numpy(kept).to(config.device)
         log_probs = self._log_probs(crops, shown)
         known = (batch.S != UNKNOWN).to(log_probs.dtype)
         nll = _nll(batch, log_probs) * known
@@ -267,24 +261,21 @@ class _Run:
         hits = (log_probs.argmax(1) == batch.S) * known
         return loss, torch.stack([loss, nll.sum(), hits.sum(), known.sum()]).detach()
 
+    def _batch(self, crops: list[Crop]) -> RaggedBatch:
+        return RaggedBatch.from_crops(crops, self.model.config.k_neighbors, self.config.device)
+
     def _log_probs(self, crops: list[Crop], batch: RaggedBatch) -> Tensor:
         """What the network says of the letters [R, 21] of some crops, given as a batch too."""
-        with self._precision():
+        with forward.products_in(self.config.precision, self.config.device):
             return forward.log_probs(self.model, batch, [len(c) for c in crops])
-
-    def _precision(self) -> torch.autocast:
-        """Products in the precision of the run."""
-        half = self.config.precision == "bfloat16"
-        return torch.autocast(torch.device(self.config.device).type, torch.bfloat16, enabled=half)
 
     @torch.no_grad()
     def validate(self, chains: TrainingChains) -> None:
         """Adds a point to the curve: whole chains, without noise, in the precision of the run."""
-        config = self.config
         whole = [whole_chain(chains, int(chain)) for chain in np.concatenate(chains.clusters)]
-        sums = torch.zeros(3, device=config.device)
-        for group in packed(whole, config.micro_tokens):
-            batch = RaggedBatch.from_crops(group, self.model.config.k_neighbors, config.device)
+        sums = torch.zeros(3, device=self.config.device)
+        for group in packed(whole, self.config.micro_tokens):
+            batch = self._batch(group)
             log_probs = self._log_probs(group, batch)
             known = (batch.S != UNKNOWN).to(log_probs.dtype)
             hits = log_probs.argmax(1) == batch.S
@@ -420,7 +411,7 @@ def _teacher(config: TrainConfig, chains: TrainingChains) -> Teacher | PresentTe
     if config.teacher is None:
         return None
     if config.targets is None:
-        return PresentTeacher(config.teacher, config.mutations, config.device)
+        return PresentTeacher(config.teacher, config.mutations, config.device, config.precision)
     return Teacher(config.teacher, chains, config.teacher_orders, config.targets, config.device)
 
 

@@ -7,14 +7,13 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from file_server import Server, closed_address, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_files import CONFIG, write_weights
@@ -22,7 +21,7 @@ from made_up_files import CONFIG, write_weights
 from mpnn import download, weights
 from mpnn.config import ARCHITECTURES, ModelConfig
 from mpnn.download import PublishedFile, fetch, git_blob_id
-from mpnn.errors import InputError
+from mpnn.errors import InputError, UnreachableError
 from mpnn.model import ProteinMPNN
 from mpnn.weights import (
     default_weights,
@@ -306,61 +305,15 @@ def test_where_weights_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_weights("minimal") == Path("minimal")
 
 
-class Server(HTTPServer):
-    """Serves one content, badly if asked to."""
-
-    content = b""
-    ranges = True  # whether it honours a range
-    stop_after: int | None = None  # bytes after which the connection ends
-    status: int | None = None  # answers this instead
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[str | None] = []
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the server is set to."""
-
-    server: Server
-
-    def do_GET(self) -> None:
-        """Sends the content, or the range asked for."""
-        server = self.server
-        asked = self.headers.get("Range")
-        server.asked.append(asked)
-        start = int(asked.split("=")[1].rstrip("-")) if asked and server.ranges else 0
-        if server.status is not None or (start and start >= len(server.content)):
-            self.send_error(server.status or 416)
-            return
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: server.stop_after])
-
-    def log_message(self, *_: object) -> None:
-        """Keeps quiet."""
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server of `v_48_020`, whose id is that of made-up content."""
-    with Server() as running:
+    with serving() as running:
         running.content = os.urandom(200_000)
         blob = b"blob %d\0" % len(running.content) + running.content
         file = PublishedFile("folder/v.pt", hashlib.sha1(blob).hexdigest())
         monkeypatch.setitem(download.PUBLISHED, "v_48_020", file)
-        thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def test_fetch(server: Server, tmp_path: Path) -> None:
@@ -416,10 +369,8 @@ def test_server_error(server: Server, tmp_path: Path, status: int) -> None:
 
 def test_no_server() -> None:
     """An address where nobody answers is named."""
-    with Server() as closed:
-        address = closed.address
-    with pytest.raises(InputError, match="the download failed"):
-        fetch("v_48_020", address)
+    with pytest.raises(UnreachableError, match="the download failed"):
+        fetch("v_48_020", closed_address())
 
 
 def test_damaged_cache_is_refused_and_can_be_replaced(server: Server) -> None:

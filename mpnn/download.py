@@ -1,7 +1,8 @@
-"""Published weights: what they are called, how they are known, and how they get here."""
+"""Files fetched into the user's cache; published weights, what they are called and known by."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import http.client
@@ -11,11 +12,13 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import platformdirs
 
-from mpnn.errors import InputError
+from mpnn.errors import InputError, UnreachableError
+
+Content = TypeVar("Content")
 
 SOURCE = (
     "https://raw.githubusercontent.com/dauparas/ProteinMPNN/"
@@ -58,7 +61,7 @@ def git_blob_id(path: str | Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept on this machine."""
+    """Where downloaded weights are kept on this machine; other downloads lie beside it."""
     return Path(platformdirs.user_cache_dir("mpnn"), "weights")
 
 
@@ -100,26 +103,64 @@ def fetch(
         raise InputError(f"{name}: not a published name; there are {', '.join(PUBLISHED)}")
     path = cache_folder() / f"{name}.pt"
     expected = PUBLISHED[name].blob_id
-    partial = path.with_name(f"{name}.pt.part")
+
+    def check(file: Path) -> None:
+        found = git_blob_id(file)
+        if found != expected:
+            raise InputError(
+                f"{source}: sent {name} with blob id {found} instead of {expected}; nothing "
+                "was kept; try again, and if it stays so give a path to --weights"
+            )
+
+    fetch_file(f"{source}/{PUBLISHED[name].path}", path, check, progress)
+    return path
+
+
+def fetch_file(
+    url: str,
+    path: Path,
+    read: Callable[[Path], Content],
+    progress: Callable[[int, int], None] | None = None,
+) -> Content:
+    """Reads a file of the cache, downloaded first where it is not there or cannot be read.
+
+    The file gets its name only after it was read; a broken download is gone on with.
+
+    Args:
+        url: where it is served.
+        path: where it is kept.
+        read: what is wanted of the file; its `InputError` refuses the content.
+        progress: called with bytes here and bytes in all.
+
+    Returns:
+        What `read` returned.
+
+    Raises:
+        UnreachableError: the server cannot be reached, or falls silent.
+        InputError: the server refuses, the connection ends early, `read` refuses what was sent
+            (then nothing is kept), or the cache cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # a second process waits, then finds the file done
-            if path.is_file() and git_blob_id(path) == expected:
-                return path
-            _download(f"{source}/{PUBLISHED[name].path}", file, progress)
-            found = git_blob_id(partial)
-            if found != expected:
+            if path.is_file():
+                with contextlib.suppress(InputError):  # a damaged file is replaced
+                    content = read(path)
+                    partial.unlink(missing_ok=True)
+                    return content
+            _download(url, file, progress)
+            try:
+                content = read(partial)
+            except InputError:
                 file.truncate(0)
-                raise InputError(
-                    f"{source}: sent {name} with blob id {found} instead of {expected}; nothing "
-                    "was kept; try again, and if it stays so give a path to --weights"
-                )
+                raise
             os.fsync(file.fileno())
             partial.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    return path
+    return content
 
 
 def _download(url: str, file: BinaryIO, progress: Callable[[int, int], None] | None) -> None:
@@ -136,11 +177,12 @@ def _download(url: str, file: BinaryIO, progress: Callable[[int, int], None] | N
                 if progress is not None:
                     progress(have, total)
     except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing is left to send; the id decides
+            return  # nothing is left to send; what is here decides
         raise InputError(f"{url}: the server answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise InputError(
+        raise UnreachableError(
             f"{url}: the download failed ({error}); {have} bytes are kept, run it again to go on"
         ) from error
     file.flush()

@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """Bad input: the message names the place, the rule, what came, and the way out."""
+
+
+class UnreachableError(InputError):
+    """A server cannot be reached, or fell silent: this machine may be offline."""

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from recovery_study import SAMPLES, SET, Row, outcomes
 
-from mpnn.datasets import ChainSet, find_data
+from mpnn.datasets import find_data
 from mpnn.errors import InputError
 from mpnn.output import write_whole
 from mpnn.recovery import compare, summarize
@@ -37,6 +37,7 @@ from mpnn.training import TrainConfig, train
 from mpnn.training.data import TrainingChains, draw
 from mpnn.training.distillation import Teacher
 from mpnn.training.run import PRECISIONS
+from mpnn.ts50 import ts50
 from mpnn.weights import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -163,9 +164,10 @@ def train_stable(config, seconds, account):
 
 def study(architecture, teacher, precision, seconds, folder):
     """Both arms trained and measured, as it is stored."""
-    backbones = list(ChainSet(find_data("ts50.npz")))
+    configs = arms(architecture, teacher, precision, folder)
+    backbones = ts50()
     found, measured = {}, {}
-    for name, config in arms(architecture, teacher, precision, folder).items():
+    for name, config in configs.items():
         used = run_arm(config, seconds)
         measured[name] = outcomes(Row(config.weights), backbones)
         found[name] = {

@@ -1,8 +1,9 @@
 """Recovery of networks, run in several ways, on one declared set: `tox -e accuracy`.
 
-Needs ts50.npz in MPNN_DATA and, for rows about published weights, MPNN_WEIGHTS. Rows are paired
-with their yardstick on the same proteins, orders and noise. Rows already stored and not measured
-again stay as they are.
+TS50 comes from MPNN_DATA or, where that is not set, from the PDB; published weights come from
+MPNN_WEIGHTS or are fetched too. Where TS50 is neither here nor to be reached, nothing is measured
+and the stored figures are shown. Rows are paired with their yardstick on the same proteins, orders
+and noise. Rows already stored and not measured again stay as they are.
 """
 
 import argparse
@@ -15,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpnn.datasets import ChainSet, find_data
-from mpnn.errors import InputError
+from mpnn.errors import InputError, UnreachableError
 from mpnn.model import ProteinMPNN
 from mpnn.networks import engine_for
 from mpnn.output import write_whole
 from mpnn.recovery import compare, measure, summarize
+from mpnn.regression.recovery_table import stored_recovery
+from mpnn.ts50 import ts50
 from mpnn.weights import load_weights, shipped
 
 TARGET = Path(__file__).parents[1] / "baselines" / "recovery.json"
@@ -92,14 +94,27 @@ def chosen_of(rows, only):
 
 
 def main():
-    """Measures the rows asked for and stores them beside those that stand."""
+    """Measures the rows asked for and stores them; offline and without data, shows those stored."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="rows whose id contains this, and what goes with them")
     only = parser.parse_args().only or ""
+    try:
+        backbones = ts50()
+    except UnreachableError as error:
+        figures = stored_recovery(TARGET.parent)
+        if not figures:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.stdout.write(figures)
+        return
+    study(only, backbones)
+
+
+def study(only, backbones):
+    """Measures rows whose id contains `only`, and stores them beside those that stand."""
     torch.set_num_threads(1)
     rows = [*PUBLISHED, *shipped_rows()]
     chosen = chosen_of(rows, only)
-    backbones = list(ChainSet(find_data("ts50.npz")))
     stored = json.loads(TARGET.read_text()) if TARGET.exists() else {"rows": {}}
     found = {}
     for id_, row in chosen.items():

@@ -18,6 +18,7 @@ from mpnn.datasets import ChainSet, find_data
 from mpnn.errors import InputError
 from mpnn.networks import engine_for
 from mpnn.recovery import measure, summarize
+from mpnn.ts50 import ts50
 from mpnn.weights import SHIPPED, load_checkpoint, save_checkpoint
 
 SAMPLES, SEED = 4, 0
@@ -43,10 +44,10 @@ def thinned(curve):
     return {**curve, "rows": [rows[i] for i in chosen]}
 
 
-def figures(path, name):
+def figures(path, backbones):
     """Recovery, perplexity and top-1 on a set of chains, in per cent with intervals."""
     engine = engine_for(load_checkpoint(path)[0])
-    found = summarize(measure(engine, list(ChainSet(find_data(name))), SAMPLES, 0.1, SEED))
+    found = summarize(measure(engine, backbones, SAMPLES, 0.1, SEED))
 
     def per_cent(estimate):
         return [round(100 * x, 2) for x in (estimate.mean, estimate.low, estimate.high)]
@@ -73,6 +74,8 @@ def main():
         raise InputError(f"{options.weights}: say in DATA what {card['training']['data']} holds")
     card["teacher"] = card["training"]["teacher"] or "none: the native letters alone"
     dtype = getattr(torch, options.dtype)
+    validation = list(ChainSet(find_data("validation.npz")))
+    chains = {"ts50": ts50(), "validation": validation}
     card |= {
         "stored": options.dtype,
         "data": DATA[card["training"]["data"]],
@@ -83,7 +86,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:  # what is shipped is replaced once, by the end
         trial = Path(folder) / options.weights.name
         save_checkpoint(trial, model, card, dtype)
-        sets = {name: figures(trial, f"{name}.npz") for name in ("ts50", "validation")}
+        sets = {name: figures(trial, backbones) for name, backbones in chains.items()}
     card["measured"] = {"how": HOW, "sets": sets}
     save_checkpoint(SHIPPED / options.weights.name, model, card, dtype)
 

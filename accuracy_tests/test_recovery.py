@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from mpnn import recovery as r
 from mpnn.config import ARCHITECTURES, ModelConfig
-from mpnn.datasets import ChainSet, find_data
 from mpnn.errors import InputError
 from mpnn.networks import engine_for
 from mpnn.optimizations import load_engine
 from mpnn.synthetic import made_up_backbone
+from mpnn.ts50 import ts50
 from mpnn.weights import formula_weights, load_weights, shipped
 
 L, N, V = 40, 3, 21
@@ -243,9 +243,8 @@ def test_backbone_without_known_residue_is_refused(model, backbones):
 )
 def test_ts50_row_of_the_published_weights_is_reproduced():
     """v_48_020 recovers 44.3 % of TS50 at T = 0.1, at perplexity 5.13 and top-1 49.1 %."""
-    chains = ChainSet(find_data("ts50.npz"))
     model, _ = load_weights("v_48_020")
-    outcomes = r.measure(load_engine("exact", model), [*chains])
+    outcomes = r.measure(load_engine("exact", model), ts50())
     summary = r.summarize(outcomes)
     assert summary.recovery.mean == pytest.approx(0.443, abs=0.005)
     assert summary.recovery.low == pytest.approx(0.427, abs=0.005)
@@ -304,9 +303,8 @@ def test_every_twin_is_a_network():
 @pytest.mark.parametrize("name", shipped())
 def test_figures_of_a_card_are_measured_again(name):
     """TS50 recovery and perplexity of a shipped checkpoint are those of its card."""
-    chains = ChainSet(find_data("ts50.npz"))
     model, card = load_weights(name)
-    summary = r.summarize(r.measure(engine_for(model), [*chains]))
+    summary = r.summarize(r.measure(engine_for(model), ts50()))
     stated = card["measured"]["sets"]["ts50"]
     assert 100 * summary.recovery.mean == pytest.approx(stated["recovery"][0], abs=0.2)
     assert summary.perplexity == pytest.approx(stated["perplexity"], rel=2e-3)

@@ -8,6 +8,7 @@ from mpnn.regression.recovery_table import (
     STUDY,
     distillation_markdown,
     recovery_markdown,
+    stored_recovery,
 )
 
 HALF = {"mean": 0.5, "low": 0.45, "high": 0.55}
@@ -83,6 +84,16 @@ def test_arms_say_what_they_cost_and_what_the_teacher_was_worth(tmp_path):
     )
 
 
+def test_a_terminal_is_told_that_figures_are_stored(tmp_path):
+    """Rows stand below a sentence that says where they come from, in at most 100 columns."""
+    (tmp_path / STUDY).write_text(json.dumps({"set": "TS50", "rows": {"a": {**ROW, "k": 16}}}))
+    lines = stored_recovery(tmp_path).rstrip().splitlines()
+    assert lines[0].startswith(f"Stored in {tmp_path.name}/{STUDY}, not measured here")
+    assert " ".join(lines[-1].split()) == "v_48_020 k=16, T=0.1 50.0 [45.0, 55.0] 5.13 50.0"
+    assert all(len(line) <= 100 for line in lines)
+
+
 def test_nothing_measured_gives_no_table(tmp_path):
     """Without the stored studies there is no table at all."""
-    assert recovery_markdown(tmp_path) == distillation_markdown(tmp_path) == ""
+    made = recovery_markdown(tmp_path), distillation_markdown(tmp_path), stored_recovery(tmp_path)
+    assert made == ("", "", "")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mpnn.download import PUBLISHED
-from mpnn.regression.table import markdown
+from mpnn.regression.table import WIDTH, markdown, plain
 
 STUDY = "recovery.json"
 HEADINGS = (
@@ -22,6 +23,7 @@ HEADINGS = (
     "calibration error, points",
     "samples differ, %",
 )
+PLAIN_HEADINGS = ("weights", "run with", "recovery, %", "perplexity", "top-1, %")
 BESIDE = ("network", "recovery on TS50, %", "conditions", "source")
 
 OTHERS = (
@@ -63,6 +65,22 @@ def recovery_markdown(root: Path) -> str:
     )
     tables = markdown(HEADINGS, _cells(rows)), beside, markdown(BESIDE, _beside(rows))
     return f"{caption}\n\n" + "\n\n".join(tables)
+
+
+def stored_recovery(root: Path) -> str:
+    """The main columns for a terminal, said to be stored; '' if nothing was measured."""
+    path = root / STUDY
+    if not path.exists():
+        return ""
+    study = json.loads(path.read_text(encoding="utf-8"))
+    rows = study["rows"].values()
+    caption = (
+        f"Stored in {root.name}/{STUDY}, not measured here: recovery on {study['set']}, mean over "
+        "proteins with its 95 % bootstrap interval over proteins."
+    )
+    columns = [HEADINGS.index(heading) for heading in PLAIN_HEADINGS]
+    cells = ([cell[i].strip("`") for i in columns] for cell in _cells(rows))
+    return f"{textwrap.fill(caption, WIDTH)}\n{plain(PLAIN_HEADINGS, cells)}"
 
 
 def distillation_markdown(root: Path) -> str:

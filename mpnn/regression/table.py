@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mpnn.regression.baselines import Row
@@ -30,6 +31,21 @@ def session_table(rows: Mapping[str, Row], colour: bool = False) -> str:
         *cells, verdict = _cells(name, row)
         verdict = f"[{COLOURS.get(verdict, 'yellow')}]{verdict}[/]"
         table.add_row(*(cell.replace("[", r"\[") for cell in cells), verdict)
+    return printed(table, colour)
+
+
+def plain(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of words and then figures, in at most 100 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return printed(table)
+
+
+def printed(table: Table, colour: bool = False) -> str:
+    """A table as lines of at most 100 columns."""
     text = io.StringIO()
     Console(file=text, width=WIDTH, force_terminal=colour, no_color=not colour).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -27,6 +27,7 @@ from mpnn.training.data import (
     whole_chain,
 )
 from mpnn.training.distillation import PresentTeacher, Teacher
+from mpnn.training.hidden import HiddenMatch
 from mpnn.training.job import read_config
 from mpnn.weights import SHIPPED, formula_weights, load_checkpoint, save_checkpoint
 
@@ -315,14 +316,20 @@ class StopRun(Exception):  # noqa: N818 – no error
     """Stands for whatever ends a run."""
 
 
-@pytest.mark.parametrize("taught", ["not at all", "by kept answers", "by answers of its own"])
-def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught):
+@pytest.mark.parametrize(
+    "taught", ["not at all", "by kept answers", "by answers of its own", "by hidden vectors"]
+)
+def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught, monkeypatch):
     """A run stopped between two saves ends with the weights of a run never stopped."""
     if taught == "by kept answers":
         targets = str(tmp_path / "targets")
         config = dataclasses.replace(config, teacher=teacher_file, targets=targets)
     elif taught == "by answers of its own":
         config = dataclasses.replace(config, teacher=teacher_file, mutations=0.3)
+    elif taught == "by hidden vectors":
+        monkeypatch.setitem(ARCHITECTURES, "tiny", dataclasses.replace(TINY, hidden_dim=8))
+        change = {"teacher": teacher_file, "hidden_weight": 0.5, "optimizer": "muon"}
+        config = dataclasses.replace(config, **change)
     whole = weights_of(train(dataclasses.replace(config, state=str(tmp_path / "whole.pt"))))
 
     def stop(progress):
@@ -606,6 +613,98 @@ def test_letters_are_drawn_from_the_teachers_distribution(chains, teacher_file):
     assert np.array_equal(again.lot, crops[0].lot)
 
 
+def hidden_error(student, teacher, crops, compute=log_probs):
+    """How far the hidden vectors of a student are from its teacher's."""
+    match = HiddenMatch(student, teacher)
+    with match.listening(), torch.no_grad():
+        for model in (student, teacher):
+            compute(model, crops, model.config.k_neighbors)
+    batch = RaggedBatch.from_crops(crops, student.config.k_neighbors)
+    return float(match.error(batch.neighbor_mask))
+
+
+def test_equal_networks_have_equal_hidden_vectors(chains):
+    """A network misses nothing of itself, on padded neighbours too; another misses something."""
+    crops = [draw(chains, DrawConfig(max_length=length), length) for length in (9, 30)]
+    config = ModelConfig(2, 2, 16, 12)
+    teacher = formula_weights(config)
+    assert hidden_error(formula_weights(config), teacher, crops) == 0
+    torch.manual_seed(0)
+    assert hidden_error(ProteinMPNN(config), teacher, crops) > 0.5
+
+
+def test_a_student_that_knows_the_mean_misses_all_of_the_variance(chains):
+    """Constant vectors, the means of the teacher's, miss a share of 1 of their variance."""
+    crops = [draw(chains, DrawConfig(max_length=30), number) for number in range(2)]
+    teacher, student = (formula_weights(ModelConfig(1, 1, 16, 8)) for _ in range(2))
+    match = HiddenMatch(student, teacher)
+    with match.listening(), torch.no_grad():
+        log_probs(teacher, crops, 8)
+        for name in match.pairs:  # a LayerNorm of no weight says its bias whatever it is given
+            norm = student.get_submodule(name)
+            norm.weight.zero_()
+            norm.bias.copy_(match._states[1][name].flatten(0, -2).mean(0))
+        log_probs(student, crops, 8)
+    mask = RaggedBatch.from_crops(crops, 8).neighbor_mask
+    assert float(match.error(mask)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [5, 20], ids=["fewer-neighbours", "more-neighbours"])
+def test_edges_are_compared_with_those_of_the_same_neighbours(chains, k):
+    """Edges of the encoder's first layer, of the same weights, agree where both have them."""
+    crops = [draw(chains, DrawConfig(max_length=30), 3)]
+    teacher, student = (formula_weights(ModelConfig(1, 1, 16, n)) for n in (12, k))
+    for network in (teacher, student):  # an edge is then a function of its two residues alone
+        for parameter in network.encoder_layers[0].W3.parameters():
+            torch.nn.init.zeros_(parameter)
+    match = HiddenMatch(student, teacher)
+    match.pairs = {name: name for name in match.pairs if name.endswith("norm3")}
+    with match.listening(), torch.no_grad():
+        for model in (student, teacher):
+            log_probs(model, crops, model.config.k_neighbors)
+    assert float(match.error(RaggedBatch.from_crops(crops, k).neighbor_mask)) < 1e-10
+
+
+def test_a_shallow_student_follows_the_ends_of_equal_parts():
+    """Two layers follow the second and third of three; a wider teacher is met by linear maps."""
+    match = HiddenMatch(ProteinMPNN(ModelConfig(2, 1, 8)), ProteinMPNN(ModelConfig(3, 3, 16)))
+    assert match.pairs == {
+        "encoder_layers.0.norm2": "encoder_layers.1.norm2",
+        "encoder_layers.0.norm3": "encoder_layers.1.norm3",
+        "encoder_layers.1.norm2": "encoder_layers.2.norm2",
+        "encoder_layers.1.norm3": "encoder_layers.2.norm3",
+        "decoder_layers.0.norm2": "decoder_layers.2.norm2",
+    }
+    assert {tuple(p.shape) for p in match.parameters()} == {(16, 8), (16,)}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("width", [8, 16])
+def test_hidden_vectors_come_nearer(config, teacher_file, monkeypatch, optimizer, width):
+    """Asked to, a student learns its teacher's hidden vectors, and its file holds no maps."""
+    monkeypatch.setitem(ARCHITECTURES, "tiny", dataclasses.replace(TINY, hidden_dim=width))
+    asked = {"hidden_weight": 1.0, "optimizer": optimizer, "teacher": teacher_file}
+    seen = []
+    long = {"steps": 40, "learning_rate": 1e-2, "report_every": 10}
+    train(dataclasses.replace(config, **asked, **long), seen.append)
+    assert seen[-1].hidden_error < 0.7 * seen[0].hidden_error
+    trained, card = load_checkpoint(config.weights)
+    assert trained.config.hidden_dim == width
+    assert {key: card["training"][key] for key in asked} == asked | {"teacher": "teacher"}
+
+
+def test_muon_and_adamw_differ_in_the_matrices_of_layers_alone(config):
+    """At the first step, what is no matrix of a layer moves in the same way."""
+    begun = {}
+    for optimizer in ("adamw", "muon"):
+        changes = {"optimizer": optimizer, "state": f"{config.state}.{optimizer}"}
+        short = dataclasses.replace(config, steps=1, decay_steps=0, **changes)
+        begun[optimizer] = weights_of(train(short))
+    ours, theirs = begun.values()
+    differ = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert differ == {name for name in ours if "layers" in name and ours[name].dim() == 2}
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_settings_of_shipped_runs_are_read(path):
     """The settings beside a shipped checkpoint are those of a run of its architecture."""
@@ -625,7 +724,11 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"tokens": -4}, "tokens must be at least 1, not -4"),
         ({"label_smoothing": 1.5}, "between 0 and 1, not 1.5"),
         ({"teacher": "v_48_002", "teacher_orders": 4}, "are of kept answers: give `targets`"),
-        ({"mutations": 0.3}, "mutations need a teacher that is asked each time"),
+        ({"mutations": 0.3}, "mutations above 0 needs a teacher that is asked each time"),
+        ({"hidden_weight": 0.3}, "hidden_weight above 0 needs a teacher that is asked each time"),
+        ({"hidden_weight": -1.0}, "hidden_weight must be 0 or more, not -1.0"),
+        ({"hidden_weight": float("nan")}, "hidden_weight must be 0 or more, not nan"),
+        ({"optimizer": "sgd"}, "optimizer is adamw or muon, not 'sgd'"),
         ({"teacher": "v_48_002", "targets": "t", "mutations": 0.3}, "without `targets`"),
         ({"mutations": -0.1}, "between 0 and 1, not -0.1"),
         ({"begin_from": "v_48_020"}, "random weights or with .safetensors that were trained here"),
@@ -636,6 +739,13 @@ def test_bad_settings_are_refused(config, change, message):
     """Each setting out of its range is named with what came."""
     with pytest.raises(InputError, match=message):
         dataclasses.replace(config, **change)
+
+
+def test_a_network_without_such_layers_has_no_hidden_vectors_to_compare(config, teacher_file):
+    """A state-space network cannot be asked to follow the layers of another kind."""
+    asked = {"architecture": "ssm", "teacher": teacher_file, "hidden_weight": 0.1}
+    with pytest.raises(InputError, match="a ssm has no layers like its teacher's"):
+        train(dataclasses.replace(config, **asked))
 
 
 def test_missing_and_foreign_data_files_are_refused(config, tmp_path):

@@ -84,9 +84,10 @@ def _line(progress: Progress) -> str:
         if kept_aside
         else ""
     )
+    hidden = f"hidden error {progress.hidden_error:.1%}  " if progress.hidden_error else ""
     return (
         f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  "
-        f"perplexity {progress.perplexity:.2f}  accuracy {progress.accuracy:.1%}  "
+        f"perplexity {progress.perplexity:.2f}  accuracy {progress.accuracy:.1%}  {hidden}"
         f"{progress.residues_per_second:.0f} residues/s  "
         f"{progress.seconds_left / 60:.0f} min left{curve}"
     )

@@ -16,6 +16,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from torch import Tensor
 from mpnn.config import ARCHITECTURES, UNKNOWN
 from mpnn.download import PUBLISHED
 from mpnn.errors import InputError
+from mpnn.model import ProteinMPNN
 from mpnn.networks import Network, make_network
 from mpnn.optimizations.exact.workers import flush_denormals
 from mpnn.output import write_whole
@@ -41,6 +43,7 @@ from mpnn.training.data import (
     whole_chain,
 )
 from mpnn.training.distillation import PresentTeacher, Teacher
+from mpnn.training.hidden import HiddenMatch
 from mpnn.weights import find_weights, load_checkpoint, save_checkpoint
 
 MAY_CHANGE = (
@@ -52,6 +55,7 @@ MAY_CHANGE = (
 
 OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that were trained here"
 PRECISIONS = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "muon")
 ADAM_BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
 CURVE = ("step", "residues", "validation perplexity", "validation top-1, %")
@@ -74,6 +78,7 @@ class TrainConfig:
     decay_steps: int = 2_000  # the last steps, in which the learning rate falls to 0
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
+    optimizer: str = "adamw"  # of the matrices of layers, adamw or muon; the rest is AdamW's
     tokens: int = 512  # residues of a step, at most
     micro_tokens: int = 256  # residues that pass through the network at once
     max_length: int = 256  # residues of a crop
@@ -86,6 +91,7 @@ class TrainConfig:
     teacher_rounds: int = 1  # rounds over all clusters in which chains are new
     targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
     mutations: float = 0.0  # share of letters that a teacher asked each time replaces by its own
+    hidden_weight: float = 0.0  # of hidden vectors unlike those of a teacher asked each time
     seed: int = 0
     device: str = "cpu"
     precision: str = "float32"  # of products: float32, or bfloat16 where the machine is fast at it
@@ -95,10 +101,7 @@ class TrainConfig:
     validate_every: int = 500  # steps
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(
-                f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
-            )
+        self._check_choices()
         if not self.weights.endswith(".safetensors"):
             raise InputError(f"{self.weights}: trained weights are written as .safetensors")
         for name in (
@@ -110,19 +113,31 @@ class TrainConfig:
         for name in ("label_smoothing", "teacher_weight", "mutations"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision is {' or '.join(PRECISIONS)}, not {self.precision!r}")
+        if not 0 <= self.hidden_weight < math.inf:
+            raise InputError(f"hidden_weight must be 0 or more, not {self.hidden_weight}")
+        self._check_teacher()
+
+    def _check_choices(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
+            )
+        for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
         if self.begin_from in PUBLISHED:
             raise InputError(f"begin_from is {self.begin_from}: {OWN_WEIGHTS_ONLY}")
-        self._check_teacher()
 
     def _check_teacher(self) -> None:
         of_kept = self.teacher_orders, self.teacher_rounds
         defaults = TrainConfig.teacher_orders, TrainConfig.teacher_rounds
         if self.targets is None and of_kept != defaults:
             raise InputError("teacher_orders, teacher_rounds are of kept answers: give `targets`")
-        if self.mutations and (self.teacher is None or self.targets is not None):
-            raise InputError("mutations need a teacher that is asked each time, without `targets`")
+        for name in ("mutations", "hidden_weight"):
+            if getattr(self, name) and (self.teacher is None or self.targets is not None):
+                raise InputError(
+                    f"{name} above 0 needs a teacher that is asked each time, without `targets`"
+                )
 
     def validates(self, step: int) -> bool:
         """Whether the curve has a point after this step: at intervals, and in the end."""
@@ -156,6 +171,7 @@ class Progress:
     loss: float  # nats for each residue
     perplexity: float  # of the native letters
     accuracy: float  # share of residues whose native letter is the likeliest
+    hidden_error: float  # share of the teacher's variance missed in hidden vectors; 0 if not asked
     learning_rate: float
     residues_per_second: float
     seconds_left: float  # at the pace since the last report
@@ -213,17 +229,13 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = make_network(ARCHITECTURES[config.architecture]).to(config.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            betas=ADAM_BETAS,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+            self.match = _hidden_match(config, self.model, self.teacher)
+        self.optimizers = _optimizers(config, self.model, self.match)
         self.step = self.drawn = self.residues = 0
         self._start_report()
 
     def _start_report(self) -> None:
-        self.sums = torch.zeros(4, device=self.config.device)
+        self.sums = torch.zeros(5, device=self.config.device)
         self.started, self.first_step = time.monotonic(), self.step
 
     def advance(self) -> None:
@@ -236,21 +248,23 @@ class _Run:
             (loss / total).backward()  # type: ignore[no-untyped-call]
             self.sums += sums
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
-        self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         self.residues += total
 
     def _loss(self, crops: list[Crop]) -> tuple[Tensor, Tensor]:
-        """Summed loss of some crops, and the sums [loss, −log p, hits, residues] to report."""
+        """Summed loss of some crops, and the sums of [loss, −log p, hits, 1, misses] to report."""
         config = self.config
         batch = self._batch(crops)
         shown, soft = batch, None
-        if self.teacher is not None:
-            S, soft = self.teacher.answer(crops, batch)
-            shown = dataclasses.replace(batch, S=S)
-        log_probs = self._log_probs(crops, shown)
+        with nullcontext() if self.match is None else self.match.listening():
+            if self.teacher is not None:
+                S, soft = self.teacher.answer(crops, batch)
+                shown = dataclasses.replace(batch, S=S)
+            log_probs = self._log_probs(crops, shown)
         known = (batch.S != UNKNOWN).to(log_probs.dtype)
         nll = _nll(batch, log_probs) * known
         smooth = config.label_smoothing
@@ -258,8 +272,12 @@ class _Run:
         if soft is not None:
             share = config.teacher_weight
             loss = (1 - share) * loss - share * (soft.to(log_probs.dtype).exp() * log_probs).sum()
+        missed = torch.zeros_like(loss)
+        if self.match is not None:
+            missed = self.match.error(batch.neighbor_mask) * len(batch.S)
+            loss = loss + config.hidden_weight * missed
         hits = (log_probs.argmax(1) == batch.S) * known
-        return loss, torch.stack([loss, nll.sum(), hits.sum(), known.sum()]).detach()
+        return loss, torch.stack([loss, nll.sum(), hits.sum(), known.sum(), missed]).detach()
 
     def _batch(self, crops: list[Crop]) -> RaggedBatch:
         return RaggedBatch.from_crops(crops, self.model.config.k_neighbors, self.config.device)
@@ -289,7 +307,7 @@ class _Run:
     def report(self) -> Progress:
         """Means since the last report; the next begins here."""
         seconds = max(time.monotonic() - self.started, 1e-9)
-        loss, nll, hits, known = self.sums.tolist()
+        loss, nll, hits, known, missed = self.sums.tolist()
         steps_left = self.config.steps - self.step
         report = Progress(
             step=self.step,
@@ -298,6 +316,7 @@ class _Run:
             loss=loss / known,
             perplexity=math.exp(nll / known),
             accuracy=hits / known,
+            hidden_error=missed / known,
             learning_rate=learning_rate(self.config, self.step - 1),
             residues_per_second=known / seconds,
             seconds_left=steps_left * seconds / (self.step - self.first_step),
@@ -334,7 +353,8 @@ class _Run:
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "match": None if self.match is None else self.match.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "counters": [self.step, self.drawn, self.residues],
             "curve": [list(point) for point in self.curve],
         }
@@ -383,7 +403,7 @@ class _Run:
     def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.config.device, weights_only=True)
-            theirs = state["config"]
+            theirs, _ = state["config"], state["optimizers"]
         except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
             raise InputError(
                 f"{path}: not the state of a training run; remove it, or name another file"
@@ -400,7 +420,10 @@ class _Run:
                 "give the same settings, or name another file"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.match is not None:
+            self.match.load_state_dict(state["match"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.step, self.drawn, self.residues = state["counters"]
         self.curve = [CurvePoint(*point) for point in state.get("curve", ())]
         self._start_report()
@@ -413,6 +436,46 @@ def _teacher(config: TrainConfig, chains: TrainingChains) -> Teacher | PresentTe
     if config.targets is None:
         return PresentTeacher(config.teacher, config.mutations, config.device, config.precision)
     return Teacher(config.teacher, chains, config.teacher_orders, config.targets, config.device)
+
+
+def _hidden_match(
+    config: TrainConfig, student: Network, teacher: Teacher | PresentTeacher | None
+) -> HiddenMatch | None:
+    """What holds the student's hidden vectors against the teacher's, where that is asked for."""
+    if not config.hidden_weight:
+        return None
+    assert isinstance(teacher, PresentTeacher)
+    if not isinstance(student, ProteinMPNN):
+        raise InputError(f"hidden_weight: a {config.architecture} has no layers like its teacher's")
+    return HiddenMatch(student, teacher.model).to(config.device)
+
+
+def _optimizers(
+    config: TrainConfig, model: Network, match: HiddenMatch | None
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or Muon for the matrices of layers and AdamW for the rest.
+
+    Muon (Jordan et al. 2024) makes all singular values of a step nearly equal; scaled by the size
+    of the matrix its steps are as large as those of AdamW (Liu et al., arXiv:2502.16982), and one
+    learning rate is for both.
+    """
+    inner = [
+        p
+        for name, p in model.named_parameters()
+        if config.optimizer == "muon" and p.dim() == 2 and name.split(".")[0].endswith("layers")
+    ]
+    theirs = {id(p) for p in inner}
+    every = [*model.parameters(), *(() if match is None else match.parameters())]
+    rest = [p for p in every if id(p) not in theirs]
+    decay = config.weight_decay
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, betas=ADAM_BETAS, weight_decay=decay, fused=True)
+    ]
+    if inner:
+        optimizers.append(
+            torch.optim.Muon(inner, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
 
 
 def _nll(batch: RaggedBatch, log_probs: Tensor) -> Tensor:

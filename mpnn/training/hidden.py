@@ -1,0 +1,108 @@
+"""A student's hidden vectors held against those of its teacher.
+
+A teacher's distribution tells a student 21 numbers for each residue, its hidden vectors some ten
+thousand: what every layer makes of every node and edge (Romero et al. 2015, *FitNets*; Jiao et al.
+2020, *TinyBERT*). Where both are equally wide they are compared as they are, else through a linear
+map of each kind of vector that is trained along and thrown away. A student with fewer layers
+follows those of the teacher that lie at the end of each of its equal parts. What it is worth
+stands in `mpnn/checkpoints/README.md`.
+Shapes: R residues, K neighbours, C hidden of the student, D of the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpnn.model import EncoderLayer, ProteinMPNN
+
+NODES, EDGES = "norm2", "norm3"  # the last LayerNorms that nodes and edges pass in a layer
+
+
+class HiddenMatch(nn.Module):
+    """Which of a student's states follow which of its teacher's, and the maps between them.
+
+    A state is what a layer makes of the nodes [R, C] or of the edges [R, K, C].
+    """
+
+    def __init__(self, student: ProteinMPNN, teacher: ProteinMPNN) -> None:
+        super().__init__()
+        self.pairs = {name: _followed(name, student, teacher) for name in _names(student)}
+        C, D = student.config.hidden_dim, teacher.config.hidden_dim
+        maps = {_key(name): nn.Linear(C, D) for name in self.pairs if C != D}
+        self.maps = nn.ModuleDict(maps)
+        self._networks = student, teacher  # in a tuple: their parameters are not ours
+        self._states: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it the states of both are kept, those of their last pass."""
+        hooks = []
+        for network, states in zip(self._networks, self._states, strict=True):
+            for name in _names(network):
+                keep = _keeper(states, name)
+                hooks.append(network.get_submodule(name).register_forward_hook(keep))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def error(self, mask: Tensor) -> Tensor:
+        """Mean over all states of the share of the teacher's variance that the student misses.
+
+        Both must have been listened to over the same residues and letters. They are let go of.
+
+        Args:
+            mask: [R, K] of the student's neighbours; the nearer ones are the teacher's too.
+        """
+        ours, theirs = self._states
+        errors = []
+        for name, followed in self.pairs.items():
+            s, t = ours[name], theirs[followed]
+            if _key(name) in self.maps:
+                s = self.maps[_key(name)](s)
+            if name.endswith(EDGES):
+                s, t, real = (x[:, : min(s.shape[1], t.shape[1])] for x in (s, t, mask))
+                missed = ((s - t).square().mean(-1) * real).sum() / real.sum()
+            else:
+                missed = (s - t).square().mean()
+            errors.append(missed / t.flatten(0, -2).var(0, correction=0).mean())
+        ours.clear()
+        theirs.clear()
+        return torch.stack(errors).mean()
+
+
+def _keeper(states: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    """A hook that puts a module's output into `states`."""
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        states[name] = output
+
+    return keep
+
+
+def _key(name: str) -> str:
+    """Parameter names have dots, names in a ModuleDict have none."""
+    return name.replace(".", "_")
+
+
+def _names(model: ProteinMPNN) -> list[str]:
+    """Parameter names of the modules whose outputs are states."""
+    return [
+        f"{part}.{i}.{norm}"
+        for part in ("encoder_layers", "decoder_layers")
+        for i, layer in enumerate(model.get_submodule(part).children())
+        for norm in ((NODES, EDGES) if isinstance(layer, EncoderLayer) else (NODES,))
+    ]
+
+
+def _followed(name: str, student: ProteinMPNN, teacher: ProteinMPNN) -> str:
+    """The teacher's state that the student's state `name` follows."""
+    part, i, norm = name.split(".")
+    n, N = (len(list(m.get_submodule(part).children())) for m in (student, teacher))
+    return f"{part}.{-(-(int(i) + 1) * N // n) - 1}.{norm}"

@@ -1,19 +1,20 @@
-"""What a teacher is worth at equal cost: the same student with and without one.
+"""What a teacher is worth at equal cost: the same student without one, and taught in two ways.
 
     OMP_NUM_THREADS=1 python accuracy_tests/distillation_study.py --seconds 1200
 
-Two arms train one architecture from the same random weights: `plain` on the native letters alone,
-`taught` on a teacher's kept answers too. Each may use as many CPU seconds of this process, and the
-answers are paid for out of those of `taught`. An arm is stable until 70 % of its training seconds
-are spent; its decay then has as many steps as fill the rest at the pace so far. Both are measured
-on TS50 as `recovery_study` does, which is not charged, and the result is stored in baselines/.
+Each arm trains one architecture from the same random weights: `plain` on the native letters alone;
+`kept` on a teacher's kept answers too; `hidden` on those of a teacher that is asked about every
+crop, and on its hidden vectors. Each may use as many CPU seconds of this process, and a teacher's
+work is paid for out of them. An arm is stable until 70 % of its training seconds are spent; its
+decay then has as many steps as fill the rest at the pace so far. All are measured on TS50 as
+`recovery_study` does, which is not charged, and the result is stored in baselines/.
 
 Waiting for other work costs no CPU seconds, but sharing caches with it slowed a training by a
 fifth: close it first. The table shows the pace of each arm, which should be the same.
 
 An interrupted study goes on where it was, in steps and in seconds, from what it keeps in --folder.
-Needs train.npz and ts50.npz in MPNN_DATA and, for a published teacher, MPNN_WEIGHTS. It takes twice
---seconds, and more on a busy machine.
+Needs train.npz and ts50.npz in MPNN_DATA and, for a published teacher, MPNN_WEIGHTS. It takes three
+times --seconds, and more on a busy machine; --arms picks some, and those done are not done again.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from mpnn.errors import InputError
 from mpnn.output import write_whole
 from mpnn.recovery import compare, summarize
 from mpnn.regression.hardware import this_machine
+from mpnn.regression.recovery_table import ARMS
 from mpnn.training import TrainConfig, train
 from mpnn.training.data import TrainingChains, draw
 from mpnn.training.distillation import Teacher
@@ -84,31 +86,27 @@ def account_of(config):
 
 
 def arms(architecture, teacher, precision, folder):
-    """The two runs: they differ in their teacher, and in the draws that kept answers ask for."""
+    """The runs by name: they differ in how they are taught, and kept answers fix the draws."""
+
+    def files(name):
+        return {"weights": str(folder / f"{name}.safetensors"), "state": str(folder / f"{name}.pt")}
+
     plain = TrainConfig(
         data=str(find_data("train.npz")),
-        weights=str(folder / "plain.safetensors"),
-        state=str(folder / "plain.pt"),
+        **files("plain"),
         architecture=architecture,
-        learning_rate=2e-3,
-        tokens=1024,
-        micro_tokens=1024,
-        noise=0.02,
+        learning_rate=3e-3,
+        optimizer="muon",
+        tokens=512,
+        micro_tokens=512,
         precision=precision,
         save_every=EVERY,
         report_every=EVERY,
     )
-    taught = replace(
-        plain,
-        weights=str(folder / "taught.safetensors"),
-        state=str(folder / "taught.pt"),
-        teacher=teacher,
-        teacher_weight=0.8,
-        teacher_orders=2,
-        teacher_rounds=1,
-        targets=str(folder / "targets"),
-    )
-    return {"plain": plain, "taught": taught}
+    taught = replace(plain, teacher=teacher, teacher_weight=0.8)
+    kept = replace(taught, **files("kept"), targets=str(folder / "targets"))
+    hidden = replace(taught, **files("hidden"), hidden_weight=1.0, mutations=0.3)
+    return {"plain": plain, "kept": kept, "hidden": hidden}
 
 
 def run_arm(config, seconds):
@@ -120,7 +118,7 @@ def run_arm(config, seconds):
     account = account_of(config)
     if Path(config.weights).exists():
         return account.used
-    if config.teacher is not None:
+    if config.targets is not None:
         ask(config, account)
     left = seconds - account.used["answers"]
     if left <= 0:
@@ -162,21 +160,23 @@ def train_stable(config, seconds, account):
         train(replace(config, steps=FAR, decay_steps=0), watch)
 
 
-def study(architecture, teacher, precision, seconds, folder):
-    """Both arms trained and measured, as it is stored."""
+def study(architecture, teacher, precision, seconds, folder, only=None):
+    """The arms trained and measured, or those named in `only`, as it is stored."""
     configs = arms(architecture, teacher, precision, folder)
     backbones = ts50()
     found, measured = {}, {}
-    for name, config in configs.items():
-        used = run_arm(config, seconds)
-        measured[name] = outcomes(Row(config.weights), backbones)
+    for name in only or configs:
+        used = run_arm(configs[name], seconds)
+        measured[name] = outcomes(Row(configs[name].weights), backbones)
         found[name] = {
             "answers_seconds": used["answers"],
             "training_seconds": used["training"],
             "steps": used["steps"],
-            "residues": load_checkpoint(config.weights)[1]["residues_seen"],
+            "residues": load_checkpoint(configs[name].weights)[1]["residues_seen"],
             **asdict(summarize(measured[name])),
         }
+        if name != "plain" and "plain" in measured:
+            found[name]["difference"] = asdict(compare(measured[name], measured["plain"]))
         sys.stderr.write(f"{name}: {found[name]['recovery']['mean']:.1%} with {used}\n")
     return {
         "set": SET,
@@ -188,24 +188,24 @@ def study(architecture, teacher, precision, seconds, folder):
         "hardware": this_machine().id,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "arms": found,
-        "difference": asdict(compare(measured["taught"], measured["plain"])),
     }
 
 
 def main():
     """Runs or goes on with the study, and stores it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=1500.0, help="CPU seconds for each arm")
+    parser.add_argument("--seconds", type=float, default=1200.0, help="CPU seconds for each arm")
     parser.add_argument("--architecture", default="minimal-fast")
     parser.add_argument("--teacher", default="v_48_002", help="name or path of weights")
     parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="some of the arms; all without it")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of states and answers")
     parser.add_argument("--out", type=Path, default=TARGET)
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = options.architecture, options.teacher, options.precision, options.seconds
     name = "-".join([settings[0], Path(settings[1]).stem, settings[2], f"{settings[3]:g}"])
-    result = study(*settings, options.folder / name)
+    result = study(*settings, options.folder / name, options.arms)
     write_whole(options.out, json.dumps(result, indent=1) + "\n")
 
 

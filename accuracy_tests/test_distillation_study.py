@@ -9,7 +9,7 @@ from test_training import TINY, write_chains
 
 from mpnn.config import ARCHITECTURES
 from mpnn.errors import InputError
-from mpnn.regression.recovery_table import DISTILLATION, distillation_markdown
+from mpnn.regression.recovery_table import ARMS, DISTILLATION, distillation_markdown
 from mpnn.training.distillation import Teacher
 from mpnn.weights import formula_weights, load_checkpoint, save_checkpoint
 
@@ -39,42 +39,54 @@ def arms(settings, tmp_path):
     return distillation_study.arms(*settings, tmp_path / "runs")
 
 
-def test_both_arms_cost_the_same_with_the_answers_paid_for(settings, tmp_path):
+def test_all_arms_cost_the_same_with_the_teacher_paid_for(settings, tmp_path):
     """Each arm fills its CPU seconds, the teacher's answers among them, and the table shows it."""
     study = distillation_study.study(*settings, SECONDS, tmp_path / "runs")
-    plain, taught = study["arms"]["plain"], study["arms"]["taught"]
-    assert plain["answers_seconds"] == 0 < taught["answers_seconds"]
-    for arm in (plain, taught):
+    assert list(study["arms"]) == list(ARMS)
+    for name, arm in study["arms"].items():
+        assert (arm["answers_seconds"] > 0) == (name == "kept")
+        assert ("difference" in arm) == (name != "plain")
         total = arm["answers_seconds"] + arm["training_seconds"]
         assert about_all(total)
         assert arm["residues"] > arm["steps"] > 2
     (tmp_path / DISTILLATION).write_text(json.dumps(study))
     table = distillation_markdown(tmp_path)
-    assert "answers of `teacher`" in table
-    assert len(table.splitlines()) == 6
+    assert "the teacher `teacher`" in table
+    assert len(table.splitlines()) == 7
 
 
-def test_the_arms_differ_in_their_teacher_and_what_its_answers_need(arms):
+def test_arms_done_before_are_taken_as_they_are(settings, tmp_path):
+    """An arm can be trained alone; the study that follows does not train it again."""
+    alone = distillation_study.study(*settings, SECONDS, tmp_path / "runs", ["hidden"])
+    assert list(alone["arms"]) == ["hidden"]
+    both = distillation_study.study(*settings, SECONDS, tmp_path / "runs", ["plain", "hidden"])
+    del both["arms"]["hidden"]["difference"]
+    assert both["arms"]["hidden"] == alone["arms"]["hidden"]
+
+
+def test_the_arms_differ_in_how_they_are_taught(arms):
     """Architecture, seed, noise, batches and learning rate are the same; kept answers fix draws."""
-    plain, taught = (vars(arms[name]) for name in ("plain", "taught"))
-    differ = {name for name in plain if plain[name] != taught[name]}
-    assert differ == {"weights", "state", "teacher", "teacher_weight", "targets"}
-    drawn = [arms[name].draws for name in ("plain", "taught")]
-    assert drawn[1] == replace(drawn[0], orders=2, rounds=1)
+    plain, kept, hidden = (vars(arms[name]) for name in ARMS)
+    places = {"weights", "state", "teacher", "teacher_weight"}
+    assert {name for name in plain if plain[name] != kept[name]} == places | {"targets"}
+    asked = places | {"hidden_weight", "mutations"}
+    assert {name for name in plain if plain[name] != hidden[name]} == asked
+    assert arms["kept"].draws == replace(arms["plain"].draws, orders=2, rounds=1)
+    assert arms["hidden"].draws == arms["plain"].draws
     assert plain["validation"] is None  # nothing is measured at the arm's expense
 
 
 def test_the_teacher_is_not_asked_while_the_student_trains(arms, monkeypatch):
     """Every answer that the run needs in any round is kept, and charged, before its first step."""
-    distillation_study.ask(arms["taught"], distillation_study.account_of(arms["taught"]))
+    distillation_study.ask(arms["kept"], distillation_study.account_of(arms["kept"]))
 
     def refuse(_self, _index):
         raise AssertionError("asked the teacher again")
 
     monkeypatch.setattr(Teacher, "_answer", refuse)
-    asked = distillation_study.account_of(arms["taught"]).used
+    asked = distillation_study.account_of(arms["kept"]).used
     assert (asked["asked"], asked["training"]) == (3, 0)
-    used = distillation_study.run_arm(arms["taught"], asked["answers"] + SECONDS)
+    used = distillation_study.run_arm(arms["kept"], asked["answers"] + SECONDS)
     assert used["answers"] == asked["answers"] > 0
 
 
@@ -109,7 +121,7 @@ def test_an_interrupted_arm_goes_on_in_steps_and_in_seconds(arms, monkeypatch, p
 def test_a_teacher_too_dear_for_the_seconds_is_said(arms):
     """Where the answers alone use up the budget there is no arm to compare."""
     with pytest.raises(InputError, match=r"answers took .* CPU seconds of 1e-06 .* --seconds"):
-        distillation_study.run_arm(arms["taught"], 1e-6)
+        distillation_study.run_arm(arms["kept"], 1e-6)
 
 
 def test_without_structures_the_study_says_what_to_set(settings, tmp_path, monkeypatch):

@@ -678,15 +678,17 @@ def test_a_shallow_student_follows_the_ends_of_equal_parts():
     assert {tuple(p.shape) for p in match.parameters()} == {(16, 8), (16,)}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("width", [8, 16])
-def test_hidden_vectors_come_nearer(config, teacher_file, monkeypatch, optimizer, width):
+@pytest.mark.parametrize(
+    ("optimizer", "width", "precision"),
+    [("adamw", 16, "float32"), ("muon", 16, "bfloat16"), ("muon", 8, "bfloat16")],
+)
+def test_hidden_vectors_come_nearer(config, teacher_file, monkeypatch, optimizer, width, precision):
     """Asked to, a student learns its teacher's hidden vectors, and its file holds no maps."""
     monkeypatch.setitem(ARCHITECTURES, "tiny", dataclasses.replace(TINY, hidden_dim=width))
     asked = {"hidden_weight": 1.0, "optimizer": optimizer, "teacher": teacher_file}
     seen = []
     long = {"steps": 40, "learning_rate": 1e-2, "report_every": 10}
-    train(dataclasses.replace(config, **asked, **long), seen.append)
+    train(dataclasses.replace(config, precision=precision, **asked, **long), seen.append)
     assert seen[-1].hidden_error < 0.7 * seen[0].hidden_error
     trained, card = load_checkpoint(config.weights)
     assert trained.config.hidden_dim == width

@@ -54,10 +54,11 @@ def test_networks_stand_beside_what_others_published(tmp_path):
 
 
 def test_arms_say_what_they_cost_and_what_the_teacher_was_worth(tmp_path):
-    """Each arm has its CPU seconds with the answers' share, and `taught` the paired difference."""
+    """Each arm has its CPU seconds with the answers' share, those taught a paired difference."""
     arm = ROW | {"answers_seconds": 0.0, "training_seconds": 1200.4, "steps": 9_000}
     arm["residues"] = 8_123_456
-    taught = arm | {"answers_seconds": 300.0, "training_seconds": 900.0, "perplexity": 4.9}
+    worth = {"difference": {"recovery": {"mean": 0.012, "low": 0.004, "high": 0.02}}}
+    kept = arm | {"answers_seconds": 300.0, "training_seconds": 900.0, "perplexity": 4.9} | worth
     study = {
         "set": "TS50",
         "architecture": "fast",
@@ -66,11 +67,10 @@ def test_arms_say_what_they_cost_and_what_the_teacher_was_worth(tmp_path):
         "seconds": 1200.0,
         "hardware": "made-up-linux6",
         "date": "2026-03-01",
-        "arms": {"plain": arm, "taught": taught},
-        "difference": {"recovery": {"mean": 0.012, "low": 0.004, "high": 0.02}},
+        "arms": {"plain": arm, "kept": kept, "hidden": arm | worth},
     }
     (tmp_path / DISTILLATION).write_text(json.dumps(study))
-    caption, *_, plain, with_teacher = distillation_markdown(tmp_path).splitlines()
+    caption, *_, plain, with_answers, asked = distillation_markdown(tmp_path).splitlines()
     assert "`fast` from the same random weights, 1,200 CPU seconds" in caption
     assert caption.endswith("made-up-linux6, 2026-03-01.")
     figures = "50.0 [45.0, 55.0]"
@@ -78,10 +78,11 @@ def test_arms_say_what_they_cost_and_what_the_teacher_was_worth(tmp_path):
         f"| the native letters alone | 1,200 | 0% | 9,000 | 8.12 | 6,767 | {figures} "
         "| – | 5.13 | 50.0 |"
     )
-    assert with_teacher == (
-        f"| the teacher's answers too | 1,200 | 25% | 9,000 | 8.12 | 9,026 | {figures} "
+    assert with_answers == (
+        f"| the teacher's kept distributions too | 1,200 | 25% | 9,000 | 8.12 | 9,026 | {figures} "
         "| +1.2 [+0.4, +2.0] | 4.90 | 50.0 |"
     )
+    assert "| 1,200 | within training | 9,000 |" in asked
 
 
 def test_a_terminal_is_told_that_figures_are_stored(tmp_path):

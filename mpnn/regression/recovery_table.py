@@ -36,7 +36,11 @@ OURS = "trained here on 3,056 clusters that share none with TS50, taught by `v_4
 SEEN = "trained on the PDB of 2021, which holds proteins like these"
 
 DISTILLATION = "distillation.json"
-ARMS = {"plain": "the native letters alone", "taught": "the teacher's answers too"}
+ARMS = {
+    "plain": "the native letters alone",
+    "kept": "the teacher's kept distributions too",
+    "hidden": "its distributions and hidden vectors, asked for every crop",
+}
 ARM_HEADINGS = (
     *("learns", "CPU seconds", "for answers", "steps", "million residues", "a second of training"),
     *("recovery, %", "against plain, points", "perplexity", "top-1, %"),
@@ -91,28 +95,27 @@ def distillation_markdown(root: Path) -> str:
     study = json.loads(path.read_text(encoding="utf-8"))
     caption = (
         f"What a teacher is worth at equal cost: `{study['architecture']}` from the same random "
-        f"weights, {study['seconds']:,.0f} CPU seconds of one core for each arm, in which the "
-        f"answers of `{study['teacher']}` are paid for; one run of each, products in "
-        f"{study['precision']}. Answers are of one chain of a cluster in two orders; plain draws "
-        f"new ones each time. Measured on {study['set']}, as above; the interval is over proteins, "
-        f"not over runs. {study['hardware']}, {study['date']}."
+        f"weights, {study['seconds']:,.0f} CPU seconds of one core for each arm, in which the work "
+        f"of the teacher `{study['teacher']}` is paid for; one run of each, products in "
+        f"{study['precision']}. Kept answers are of one chain of a cluster in two orders; the "
+        f"others draw new ones each time. Measured on {study['set']}, as above; the interval is "
+        f"over proteins, not over runs. {study['hardware']}, {study['date']}."
     )
-    return f"{caption}\n\n{markdown(ARM_HEADINGS, _arm_cells(study))}"
+    return f"{caption}\n\n{markdown(ARM_HEADINGS, _arm_cells(study['arms']))}"
 
 
-def _arm_cells(study: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    for arm, learns in ARMS.items():
-        row = study["arms"][arm]
+def _arm_cells(arms: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    for name, row in arms.items():
         answers, total = row["answers_seconds"], row["answers_seconds"] + row["training_seconds"]
         yield (
-            learns,
+            ARMS[name],
             f"{total:,.0f}",
-            f"{answers / total:.0%}",
+            "within training" if name == "hidden" else f"{answers / total:.0%}",
             f"{row['steps']:,}",
             f"{row['residues'] / 1e6:.2f}",
             f"{row['residues'] / row['training_seconds']:,.0f}",
             _percent(row["recovery"]),
-            _percent(study["difference"]["recovery"], "+") if arm == "taught" else "–",
+            _percent(row["difference"]["recovery"], "+") if "difference" in row else "–",
             f"{row['perplexity']:.2f}",
             f"{100 * row['top1']['mean']:.1f}",
         )

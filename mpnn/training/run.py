@@ -274,7 +274,8 @@ class _Run:
             loss = (1 - share) * loss - share * (soft.to(log_probs.dtype).exp() * log_probs).sum()
         missed = torch.zeros_like(loss)
         if self.match is not None:
-            missed = self.match.error(batch.neighbor_mask) * len(batch.S)
+            with forward.products_in(config.precision, config.device):
+                missed = self.match.error(batch.neighbor_mask) * len(batch.S)
             loss = loss + config.hidden_weight * missed
         hits = (log_probs.argmax(1) == batch.S) * known
         return loss, torch.stack([loss, nll.sum(), hits.sum(), known.sum(), missed]).detach()

@@ -3,23 +3,27 @@
     OMP_NUM_THREADS=1 python accuracy_tests/distillation_study.py --seconds 1200
 
 Each arm trains one architecture from the same random weights: `plain` on the native letters alone;
-`kept` on a teacher's kept answers too; `hidden` on those of a teacher that is asked about every
-crop, and on its hidden vectors. Each may use as many CPU seconds of this process, and a teacher's
-work is paid for out of them. An arm is stable until 70 % of its training seconds are spent; its
-decay then has as many steps as fill the rest at the pace so far. All are measured on TS50 as
-`recovery_study` does, which is not charged, and the result is stored in baselines/.
+`kept` on a teacher's kept answers too; `asked` on those of a teacher that is asked about every crop
+and replaces some letters by its own; `hidden` on the same and on its hidden vectors. Each may use
+as many CPU seconds of this process, and a teacher's work is paid for out of them. An arm is stable
+until 70 % of its training seconds are spent; its decay then has as many steps as fill the rest at
+the pace so far. All are measured on TS50 as `recovery_study` does, which is not charged, and the
+result is stored in baselines/.
 
 Waiting for other work costs no CPU seconds, but sharing caches with it slowed a training by a
-fifth: close it first. The table shows the pace of each arm, which should be the same.
+fifth: close it first. The table shows the pace of each arm; those of `plain` and `kept` should be
+the same, a teacher that is asked on the way slows its student.
 
 An interrupted study goes on where it was, in steps and in seconds, from what it keeps in --folder.
-Needs train.npz and ts50.npz in MPNN_DATA and, for a published teacher, MPNN_WEIGHTS. It takes three
-times --seconds, and more on a busy machine; --arms picks some, and those done are not done again.
+Needs train.npz and ts50.npz in MPNN_DATA and, for a published teacher, MPNN_WEIGHTS. It takes four
+times --seconds, and more on a busy machine. --arms picks some, of which nothing is stored; a whole
+study takes those done with the same settings as they are.
 """
 
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
 import sys
 import time
@@ -38,7 +42,7 @@ from mpnn.regression.recovery_table import ARMS
 from mpnn.training import TrainConfig, train
 from mpnn.training.data import TrainingChains, draw
 from mpnn.training.distillation import Teacher
-from mpnn.training.run import PRECISIONS
+from mpnn.training.settings import PRECISIONS
 from mpnn.ts50 import ts50
 from mpnn.weights import load_checkpoint
 
@@ -47,6 +51,7 @@ TARGET = ROOT / "baselines" / "distillation.json"
 FOLDER = ROOT / "runs" / "distillation"
 DECAY = 0.3  # share of an arm's training seconds in which the learning rate falls
 EVERY = 50  # steps after which state and seconds are kept
+PLACES = ("data", "weights", "state", "targets")
 FAR = 10**9  # steps of a run whose end is not known yet
 
 
@@ -105,8 +110,16 @@ def arms(architecture, teacher, precision, folder):
     )
     taught = replace(plain, teacher=teacher, teacher_weight=0.8)
     kept = replace(taught, **files("kept"), targets=str(folder / "targets"))
-    hidden = replace(taught, **files("hidden"), hidden_weight=1.0, mutations=0.3)
-    return {"plain": plain, "kept": kept, "hidden": hidden}
+    asked = replace(taught, **files("asked"), mutations=0.3)
+    hidden = replace(asked, **files("hidden"), hidden_weight=1.0)
+    return {"plain": plain, "kept": kept, "asked": asked, "hidden": hidden}
+
+
+def of_settings(folder, configs):
+    """A folder below `folder` for arms of these settings, whatever files they name."""
+    told = {name: {**vars(c), **dict.fromkeys(PLACES)} for name, c in configs.items()}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    return folder / f"{configs['plain'].architecture}-{digest}"
 
 
 def run_arm(config, seconds):
@@ -160,12 +173,14 @@ def train_stable(config, seconds, account):
         train(replace(config, steps=FAR, decay_steps=0), watch)
 
 
-def study(architecture, teacher, precision, seconds, folder, only=None):
+def study(architecture, teacher, precision, seconds, folder, only=()):
     """The arms trained and measured, or those named in `only`, as it is stored."""
-    configs = arms(architecture, teacher, precision, folder)
+    settings = architecture, teacher, precision
+    place = of_settings(folder / f"{seconds:g}-seconds", arms(*settings, folder))
+    configs = arms(*settings, place)
     backbones = ts50()
     found, measured = {}, {}
-    for name in only or configs:
+    for name in [name for name in configs if name in only or not only]:
         used = run_arm(configs[name], seconds)
         measured[name] = outcomes(Row(configs[name].weights), backbones)
         found[name] = {
@@ -173,6 +188,7 @@ def study(architecture, teacher, precision, seconds, folder, only=None):
             "training_seconds": used["training"],
             "steps": used["steps"],
             "residues": load_checkpoint(configs[name].weights)[1]["residues_seen"],
+            "mutations": configs[name].mutations,
             **asdict(summarize(measured[name])),
         }
         if name != "plain" and "plain" in measured:
@@ -185,6 +201,8 @@ def study(architecture, teacher, precision, seconds, folder, only=None):
         "teacher": Path(teacher).stem,
         "precision": precision,
         "seconds": seconds,
+        "optimizer": configs["plain"].optimizer,
+        "orders": configs["kept"].teacher_orders,
         "hardware": this_machine().id,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "arms": found,
@@ -198,15 +216,15 @@ def main():
     parser.add_argument("--architecture", default="minimal-fast")
     parser.add_argument("--teacher", default="v_48_002", help="name or path of weights")
     parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, help="some of the arms; all without it")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=(), help="some alone")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of states and answers")
     parser.add_argument("--out", type=Path, default=TARGET)
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = options.architecture, options.teacher, options.precision, options.seconds
-    name = "-".join([settings[0], Path(settings[1]).stem, settings[2], f"{settings[3]:g}"])
-    result = study(*settings, options.folder / name, options.arms)
-    write_whole(options.out, json.dumps(result, indent=1) + "\n")
+    result = study(*settings, options.folder, options.arms)
+    if set(result["arms"]) == set(ARMS):
+        write_whole(options.out, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def test_all_arms_cost_the_same_with_the_teacher_paid_for(settings, tmp_path):
     assert list(study["arms"]) == list(ARMS)
     for name, arm in study["arms"].items():
         assert (arm["answers_seconds"] > 0) == (name == "kept")
+        assert (arm["mutations"] > 0) == (name in ("asked", "hidden"))
         assert ("difference" in arm) == (name != "plain")
         total = arm["answers_seconds"] + arm["training_seconds"]
         assert about_all(total)
@@ -52,25 +53,51 @@ def test_all_arms_cost_the_same_with_the_teacher_paid_for(settings, tmp_path):
     (tmp_path / DISTILLATION).write_text(json.dumps(study))
     table = distillation_markdown(tmp_path)
     assert "the teacher `teacher`" in table
-    assert len(table.splitlines()) == 7
+    assert len(table.splitlines()) == 8
 
 
 def test_arms_done_before_are_taken_as_they_are(settings, tmp_path):
     """An arm can be trained alone; the study that follows does not train it again."""
     alone = distillation_study.study(*settings, SECONDS, tmp_path / "runs", ["hidden"])
     assert list(alone["arms"]) == ["hidden"]
-    both = distillation_study.study(*settings, SECONDS, tmp_path / "runs", ["plain", "hidden"])
+    both = distillation_study.study(*settings, SECONDS, tmp_path / "runs", ["hidden", "plain"])
     del both["arms"]["hidden"]["difference"]
     assert both["arms"]["hidden"] == alone["arms"]["hidden"]
 
 
+def test_arms_of_other_settings_have_another_folder(settings, tmp_path):
+    """What was trained with other settings is never taken for an arm of these."""
+    here = distillation_study.arms(*settings, tmp_path)
+    place = distillation_study.of_settings(tmp_path, here)
+    elsewhere = distillation_study.arms(*settings, tmp_path / "elsewhere")
+    assert distillation_study.of_settings(tmp_path, elsewhere) == place
+    for name in here:
+        changed = here | {name: replace(here[name], learning_rate=0.1)}
+        assert distillation_study.of_settings(tmp_path, changed) != place
+
+
+def test_some_arms_alone_are_not_stored(settings, tmp_path, monkeypatch):
+    """A stored study stays whole: it is replaced by a whole one, or not at all."""
+    target = tmp_path / "stored.json"
+    target.write_text("the stored study")
+    arguments = ["--architecture", "tiny", "--teacher", settings[1], "--seconds", str(SECONDS)]
+    arguments += ["--folder", str(tmp_path / "runs"), "--out", str(target)]
+    monkeypatch.setattr("sys.argv", ["study", *arguments, "--arms", "plain", "asked"])
+    distillation_study.main()
+    assert target.read_text() == "the stored study"
+    monkeypatch.setattr("sys.argv", ["study", *arguments])
+    distillation_study.main()
+    assert list(json.loads(target.read_text())["arms"]) == list(ARMS)
+
+
 def test_the_arms_differ_in_how_they_are_taught(arms):
     """Architecture, seed, noise, batches and learning rate are the same; kept answers fix draws."""
-    plain, kept, hidden = (vars(arms[name]) for name in ARMS)
+    plain, kept, asked, hidden = (vars(arms[name]) for name in ARMS)
     places = {"weights", "state", "teacher", "teacher_weight"}
     assert {name for name in plain if plain[name] != kept[name]} == places | {"targets"}
-    asked = places | {"hidden_weight", "mutations"}
-    assert {name for name in plain if plain[name] != hidden[name]} == asked
+    assert {name for name in plain if plain[name] != asked[name]} == places | {"mutations"}
+    files = {"weights", "state"}
+    assert {name for name in asked if asked[name] != hidden[name]} == files | {"hidden_weight"}
     assert arms["kept"].draws == replace(arms["plain"].draws, orders=2, rounds=1)
     assert arms["hidden"].draws == arms["plain"].draws
     assert plain["validation"] is None  # nothing is measured at the arm's expense

@@ -38,7 +38,7 @@ def member(name: str, letters: str) -> Member:
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path, monkeypatch):
-    """No test sees the machine's cache or data, and the set is two made-up chains."""
+    """No test sees the machine's cache or data."""
     monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache" / "weights")
     monkeypatch.delenv("MPNN_DATA", raising=False)
 

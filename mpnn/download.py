@@ -173,7 +173,7 @@ def _download(url: str, file: BinaryIO, progress: Callable[[int, int], None] | N
                 have = file.truncate(0)  # the server sends the whole file
             total = have + int(response.headers.get("Content-Length", 0))
             while chunk := response.read(CHUNK):
-                have += file.write(chunk)
+                have += _written(file, chunk)
                 if progress is not None:
                     progress(have, total)
     except urllib.error.HTTPError as error:
@@ -190,3 +190,11 @@ def _download(url: str, file: BinaryIO, progress: Callable[[int, int], None] | N
         raise InputError(
             f"{url}: the connection ended after {have} of {total} bytes; run it again to go on"
         )
+
+
+def _written(file: BinaryIO, chunk: bytes) -> int:
+    """Bytes written; a disk that refuses them is not taken for a server that does."""
+    try:
+        return file.write(chunk)
+    except OSError as error:
+        raise InputError(f"{file.name}: cannot be written ({error.strerror})") from error

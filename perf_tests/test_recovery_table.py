@@ -56,7 +56,7 @@ def test_networks_stand_beside_what_others_published(tmp_path):
 def test_arms_say_what_they_cost_and_what_the_teacher_was_worth(tmp_path):
     """Each arm has its CPU seconds with the answers' share, those taught a paired difference."""
     arm = ROW | {"answers_seconds": 0.0, "training_seconds": 1200.4, "steps": 9_000}
-    arm["residues"] = 8_123_456
+    arm |= {"residues": 8_123_456, "mutations": 0.0}
     worth = {"difference": {"recovery": {"mean": 0.012, "low": 0.004, "high": 0.02}}}
     kept = arm | {"answers_seconds": 300.0, "training_seconds": 900.0, "perplexity": 4.9} | worth
     study = {
@@ -67,12 +67,16 @@ def test_arms_say_what_they_cost_and_what_the_teacher_was_worth(tmp_path):
         "seconds": 1200.0,
         "hardware": "made-up-linux6",
         "date": "2026-03-01",
-        "arms": {"plain": arm, "kept": kept, "hidden": arm | worth},
+        "optimizer": "muon",
+        "orders": 2,
+        "arms": {"plain": arm, "kept": kept, "hidden": arm | worth | {"mutations": 0.3}},
     }
     (tmp_path / DISTILLATION).write_text(json.dumps(study))
     caption, *_, plain, with_answers, asked = distillation_markdown(tmp_path).splitlines()
     assert "`fast` from the same random weights, 1,200 CPU seconds" in caption
     assert caption.endswith("made-up-linux6, 2026-03-01.")
+    assert "trained by Muon" in caption
+    assert "replaces 30% of its letters" in caption
     figures = "50.0 [45.0, 55.0]"
     assert plain == (
         f"| the native letters alone | 1,200 | 0% | 9,000 | 8.12 | 6,767 | {figures} "

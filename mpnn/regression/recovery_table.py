@@ -39,8 +39,10 @@ DISTILLATION = "distillation.json"
 ARMS = {
     "plain": "the native letters alone",
     "kept": "the teacher's kept distributions too",
-    "hidden": "its distributions and hidden vectors, asked for every crop",
+    "asked": "its distributions, asked for every crop",
+    "hidden": "its hidden vectors too, asked for every crop",
 }
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 ARM_HEADINGS = (
     *("learns", "CPU seconds", "for answers", "steps", "million residues", "a second of training"),
     *("recovery, %", "against plain, points", "perplexity", "top-1, %"),
@@ -93,13 +95,16 @@ def distillation_markdown(root: Path) -> str:
     if not path.exists():
         return ""
     study = json.loads(path.read_text(encoding="utf-8"))
+    mutations = max(row["mutations"] for row in study["arms"].values())
     caption = (
         f"What a teacher is worth at equal cost: `{study['architecture']}` from the same random "
         f"weights, {study['seconds']:,.0f} CPU seconds of one core for each arm, in which the work "
         f"of the teacher `{study['teacher']}` is paid for; one run of each, products in "
-        f"{study['precision']}. Kept answers are of one chain of a cluster in two orders; the "
-        f"others draw new ones each time. Measured on {study['set']}, as above; the interval is "
-        f"over proteins, not over runs. {study['hardware']}, {study['date']}."
+        f"{study['precision']}, matrices of layers trained by {OPTIMIZERS[study['optimizer']]}. "
+        f"Kept answers are of one chain of a cluster in {study['orders']} orders; the others draw "
+        "new ones each time, and a teacher that is asked about every crop replaces "
+        f"{mutations:.0%} of its letters by its own. Measured on {study['set']}, as above; the "
+        f"interval is over proteins, not over runs. {study['hardware']}, {study['date']}."
     )
     return f"{caption}\n\n{markdown(ARM_HEADINGS, _arm_cells(study['arms']))}"
 
@@ -110,7 +115,7 @@ def _arm_cells(arms: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         yield (
             ARMS[name],
             f"{total:,.0f}",
-            "within training" if name == "hidden" else f"{answers / total:.0%}",
+            "within training" if row["mutations"] else f"{answers / total:.0%}",
             f"{row['steps']:,}",
             f"{row['residues'] / 1e6:.2f}",
             f"{row['residues'] / row['training_seconds']:,.0f}",

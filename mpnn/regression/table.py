@@ -30,8 +30,8 @@ def session_table(rows: Mapping[str, Row], colour: bool = False) -> str:
     for name, row in rows.items():
         *cells, verdict = _cells(name, row)
         verdict = f"[{COLOURS.get(verdict, 'yellow')}]{verdict}[/]"
-        table.add_row(*(cell.replace("[", r"\[") for cell in cells), verdict)
-    return printed(table, colour)
+        table.add_row(*(escape(cell) for cell in cells), verdict)
+    return _printed(table, colour)
 
 
 def plain(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -41,10 +41,10 @@ def plain(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         table.add_column(heading, justify="right" if i else "left")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    return printed(table)
+    return _printed(table)
 
 
-def printed(table: Table, colour: bool = False) -> str:
+def _printed(table: Table, colour: bool = False) -> str:
     """A table as lines of at most 100 columns."""
     text = io.StringIO()
     Console(file=text, width=WIDTH, force_terminal=colour, no_color=not colour).print(table)

@@ -1,10 +1,11 @@
 """A student's hidden vectors held against those of its teacher.
 
-A teacher's distribution tells a student 21 numbers for each residue, its hidden vectors some ten
+A teacher's distribution tells a student 21 numbers for each residue, its hidden vectors some twenty
 thousand: what every layer makes of every node and edge (Romero et al. 2015, *FitNets*; Jiao et al.
 2020, *TinyBERT*). Where both are equally wide they are compared as they are, else through a linear
 map of each kind of vector that is trained along and thrown away. A student with fewer layers
-follows those of the teacher that lie at the end of each of its equal parts. What it is worth
+follows those of the teacher that lie at the end of each of its equal parts; one that sees no
+letters can know no more than the mean of what the teacher's decoder makes of them. What it is worth
 stands in `mpnn/checkpoints/README.md`.
 Shapes: R residues, K neighbours, C hidden of the student, D of the teacher.
 """
@@ -42,8 +43,9 @@ class HiddenMatch(nn.Module):
     def listening(self) -> Iterator[None]:
         """Within it the states of both are kept, those of their last pass."""
         hooks = []
-        for network, states in zip(self._networks, self._states, strict=True):
-            for name in _names(network):
+        followed = self.pairs, self.pairs.values()
+        for network, states, names in zip(self._networks, self._states, followed, strict=True):
+            for name in names:
                 keep = _keeper(states, name)
                 hooks.append(network.get_submodule(name).register_forward_hook(keep))
         try:
@@ -53,12 +55,14 @@ class HiddenMatch(nn.Module):
                 hook.remove()
 
     def error(self, mask: Tensor) -> Tensor:
-        """Mean over all states of the share of the teacher's variance that the student misses.
+        """Mean squared error, in units of the variance of the teacher's state, mean over states.
 
-        Both must have been listened to over the same residues and letters. They are let go of.
+        1 where the student knows the mean alone. Both must have been listened to over the same
+        residues; their states are let go of.
 
         Args:
-            mask: [R, K] of the student's neighbours; the nearer ones are the teacher's too.
+            mask: [R, K] of the student's neighbours; the nearer ones are the teacher's too. The
+                variance is that of all edges, real or not: few crops have any that are not.
         """
         ours, theirs = self._states
         errors = []

@@ -10,8 +10,9 @@ from typing import Any, get_args, get_type_hints
 
 from mpnn.errors import InputError
 from mpnn.files import log_console
-from mpnn.training.run import Progress, TrainConfig
+from mpnn.training.run import Progress
 from mpnn.training.run import train as run_training
+from mpnn.training.settings import TrainConfig
 
 
 def train(path: str, changes: Sequence[str], distil: bool) -> None:
@@ -84,7 +85,7 @@ def _line(progress: Progress) -> str:
         if kept_aside
         else ""
     )
-    hidden = f"hidden error {progress.hidden_error:.1%}  " if progress.hidden_error else ""
+    hidden = f"hidden error {progress.hidden_error:.3f}  " if progress.hidden_error else ""
     return (
         f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  "
         f"perplexity {progress.perplexity:.2f}  accuracy {progress.accuracy:.1%}  {hidden}"

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from mpnn.config import ARCHITECTURES, UNKNOWN
-from mpnn.download import PUBLISHED
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.networks import Network, make_network
@@ -35,7 +34,6 @@ from mpnn.output import write_whole
 from mpnn.training import forward
 from mpnn.training.data import (
     Crop,
-    DrawConfig,
     RaggedBatch,
     TrainingChains,
     draws_for_step,
@@ -44,112 +42,12 @@ from mpnn.training.data import (
 )
 from mpnn.training.distillation import PresentTeacher, Teacher
 from mpnn.training.hidden import HiddenMatch
+from mpnn.training.optimizers import optimizers_for
+from mpnn.training.settings import MAY_CHANGE, OWN_WEIGHTS_ONLY, TrainConfig, learning_rate
 from mpnn.weights import find_weights, load_checkpoint, save_checkpoint
 
-MAY_CHANGE = (
-    *("data", "weights", "state", "targets", "device", "precision"),  # where and how it runs
-    *("steps", "decay_steps", "tokens", "micro_tokens", "save_every", "report_every"),
-    *("validation", "validate_every"),  # measured, never learnt from
-)
-"""Settings that may differ when a run is resumed; draws and targets stay the same."""
-
-OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that were trained here"
-PRECISIONS = ("float32", "bfloat16")
-OPTIMIZERS = ("adamw", "muon")
-ADAM_BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
 CURVE = ("step", "residues", "validation perplexity", "validation top-1, %")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
-
-    Raises:
-        InputError: a setting is out of its range.
-    """
-
-    data: str  # .npz of training chains, see mpnn.datasets
-    weights: str  # .safetensors file for the trained weights
-    state: str  # file that keeps the run's state
-    architecture: str = "minimal"  # a name in ARCHITECTURES
-    steps: int = 10_000
-    warmup_steps: int = 200
-    decay_steps: int = 2_000  # the last steps, in which the learning rate falls to 0
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    optimizer: str = "adamw"  # of the matrices of layers, adamw or muon; the rest is AdamW's
-    tokens: int = 512  # residues of a step, at most
-    micro_tokens: int = 256  # residues that pass through the network at once
-    max_length: int = 256  # residues of a crop
-    noise: float = 0.02  # Å on every coordinate
-    label_smoothing: float = 0.0
-    begin_from: str | None = None  # name or path of weights trained here; None: random weights
-    teacher: str | None = None  # name or path of weights; None: the native letters alone
-    teacher_weight: float = 0.7  # share of the teacher's distribution in the target
-    teacher_orders: int = 2  # decoding orders of each chain, of kept answers
-    teacher_rounds: int = 1  # rounds over all clusters in which chains are new
-    targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
-    mutations: float = 0.0  # share of letters that a teacher asked each time replaces by its own
-    hidden_weight: float = 0.0  # of hidden vectors unlike those of a teacher asked each time
-    seed: int = 0
-    device: str = "cpu"
-    precision: str = "float32"  # of products: float32, or bfloat16 where the machine is fast at it
-    save_every: int = 200  # steps
-    report_every: int = 20  # steps
-    validation: str | None = None  # .npz of chains kept aside, on which the curve is measured
-    validate_every: int = 500  # steps
-
-    def __post_init__(self) -> None:
-        self._check_choices()
-        if not self.weights.endswith(".safetensors"):
-            raise InputError(f"{self.weights}: trained weights are written as .safetensors")
-        for name in (
-            *("steps", "tokens", "micro_tokens", "max_length", "teacher_orders", "teacher_rounds"),
-            *("save_every", "report_every", "validate_every"),
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("label_smoothing", "teacher_weight", "mutations"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        if not 0 <= self.hidden_weight < math.inf:
-            raise InputError(f"hidden_weight must be 0 or more, not {self.hidden_weight}")
-        self._check_teacher()
-
-    def _check_choices(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(
-                f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
-            )
-        for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
-        if self.begin_from in PUBLISHED:
-            raise InputError(f"begin_from is {self.begin_from}: {OWN_WEIGHTS_ONLY}")
-
-    def _check_teacher(self) -> None:
-        of_kept = self.teacher_orders, self.teacher_rounds
-        defaults = TrainConfig.teacher_orders, TrainConfig.teacher_rounds
-        if self.targets is None and of_kept != defaults:
-            raise InputError("teacher_orders, teacher_rounds are of kept answers: give `targets`")
-        for name in ("mutations", "hidden_weight"):
-            if getattr(self, name) and (self.teacher is None or self.targets is not None):
-                raise InputError(
-                    f"{name} above 0 needs a teacher that is asked each time, without `targets`"
-                )
-
-    def validates(self, step: int) -> bool:
-        """Whether the curve has a point after this step: at intervals, and in the end."""
-        return step % self.validate_every == 0 or step == self.steps
-
-    @property
-    def draws(self) -> DrawConfig:
-        """How this run draws its crops."""
-        if self.teacher is None or self.targets is None:
-            return DrawConfig(self.seed, self.noise, self.max_length)
-        limits = self.teacher_orders, self.teacher_rounds
-        return DrawConfig(self.seed, self.noise, self.max_length, *limits)
 
 
 class CurvePoint(NamedTuple):
@@ -171,7 +69,7 @@ class Progress:
     loss: float  # nats for each residue
     perplexity: float  # of the native letters
     accuracy: float  # share of residues whose native letter is the likeliest
-    hidden_error: float  # share of the teacher's variance missed in hidden vectors; 0 if not asked
+    hidden_error: float  # of hidden vectors, in units of the teacher's variance; 0 if not asked
     learning_rate: float
     residues_per_second: float
     seconds_left: float  # at the pace since the last report
@@ -210,13 +108,6 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
     return run.model
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then stable, then 1 − √ of the share of the decay that is over."""
-    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    over = (step - (config.steps - config.decay_steps)) / max(1, config.decay_steps)
-    return config.learning_rate * rise * (1 - math.sqrt(min(1.0, max(0.0, over))))
-
-
 class _Run:
     """State of a run: network, optimiser, counters, and sums since the last report."""
 
@@ -229,8 +120,14 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = make_network(ARCHITECTURES[config.architecture]).to(config.device)
-            self.match = _hidden_match(config, self.model, self.teacher)
-        self.optimizers = _optimizers(config, self.model, self.match)
+            self.match = None
+            if config.hidden_weight:  # settings that allow it have networks that do
+                assert isinstance(self.model, ProteinMPNN)
+                assert isinstance(self.teacher, PresentTeacher)
+                self.match = HiddenMatch(self.model, self.teacher.model).to(config.device)
+        self.optimizers = optimizers_for(
+            self.model, self.match, config.optimizer, config.weight_decay
+        )
         self.step = self.drawn = self.residues = 0
         self._start_report()
 
@@ -247,6 +144,7 @@ class _Run:
             loss, sums = self._loss(group)
             (loss / total).backward()  # type: ignore[no-untyped-call]
             self.sums += sums
+        # Maps of hidden vectors are AdamW's alone, which does not mind the size of a gradient.
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
@@ -256,7 +154,7 @@ class _Run:
         self.residues += total
 
     def _loss(self, crops: list[Crop]) -> tuple[Tensor, Tensor]:
-        """Summed loss of some crops, and the sums of [loss, −log p, hits, 1, misses] to report."""
+        """Summed loss of some crops, and the sums of [loss, −log p, hits, 1, error] to report."""
         config = self.config
         batch = self._batch(crops)
         shown, soft = batch, None
@@ -272,13 +170,16 @@ class _Run:
         if soft is not None:
             share = config.teacher_weight
             loss = (1 - share) * loss - share * (soft.to(log_probs.dtype).exp() * log_probs).sum()
-        missed = torch.zeros_like(loss)
+        unlike = torch.zeros_like(loss)
         if self.match is not None:
             with forward.products_in(config.precision, config.device):
-                missed = self.match.error(batch.neighbor_mask) * len(batch.S)
-            loss = loss + config.hidden_weight * missed
+                unlike = self.match.error(batch.neighbor_mask)
+            loss = loss + config.hidden_weight * unlike * len(batch.S)
         hits = (log_probs.argmax(1) == batch.S) * known
-        return loss, torch.stack([loss, nll.sum(), hits.sum(), known.sum(), missed]).detach()
+        residues = known.sum()
+        return loss, torch.stack(
+            [loss, nll.sum(), hits.sum(), residues, unlike * residues]
+        ).detach()
 
     def _batch(self, crops: list[Crop]) -> RaggedBatch:
         return RaggedBatch.from_crops(crops, self.model.config.k_neighbors, self.config.device)
@@ -308,7 +209,7 @@ class _Run:
     def report(self) -> Progress:
         """Means since the last report; the next begins here."""
         seconds = max(time.monotonic() - self.started, 1e-9)
-        loss, nll, hits, known, missed = self.sums.tolist()
+        loss, nll, hits, known, unlike = self.sums.tolist()
         steps_left = self.config.steps - self.step
         report = Progress(
             step=self.step,
@@ -317,7 +218,7 @@ class _Run:
             loss=loss / known,
             perplexity=math.exp(nll / known),
             accuracy=hits / known,
-            hidden_error=missed / known,
+            hidden_error=unlike / known,
             learning_rate=learning_rate(self.config, self.step - 1),
             residues_per_second=known / seconds,
             seconds_left=steps_left * seconds / (self.step - self.first_step),
@@ -404,7 +305,7 @@ class _Run:
     def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.config.device, weights_only=True)
-            theirs, _ = state["config"], state["optimizers"]
+            theirs = state["config"]
         except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
             raise InputError(
                 f"{path}: not the state of a training run; remove it, or name another file"
@@ -423,7 +324,9 @@ class _Run:
         self.model.load_state_dict(state["model"])
         if self.match is not None:
             self.match.load_state_dict(state["match"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+        # A state of before Muon has its only optimiser under another name.
+        optimizers = state["optimizers"] if "optimizers" in state else [state["optimizer"]]
+        for optimizer, kept in zip(self.optimizers, optimizers, strict=True):
             optimizer.load_state_dict(kept)
         self.step, self.drawn, self.residues = state["counters"]
         self.curve = [CurvePoint(*point) for point in state.get("curve", ())]
@@ -437,46 +340,6 @@ def _teacher(config: TrainConfig, chains: TrainingChains) -> Teacher | PresentTe
     if config.targets is None:
         return PresentTeacher(config.teacher, config.mutations, config.device, config.precision)
     return Teacher(config.teacher, chains, config.teacher_orders, config.targets, config.device)
-
-
-def _hidden_match(
-    config: TrainConfig, student: Network, teacher: Teacher | PresentTeacher | None
-) -> HiddenMatch | None:
-    """What holds the student's hidden vectors against the teacher's, where that is asked for."""
-    if not config.hidden_weight:
-        return None
-    assert isinstance(teacher, PresentTeacher)
-    if not isinstance(student, ProteinMPNN):
-        raise InputError(f"hidden_weight: a {config.architecture} has no layers like its teacher's")
-    return HiddenMatch(student, teacher.model).to(config.device)
-
-
-def _optimizers(
-    config: TrainConfig, model: Network, match: HiddenMatch | None
-) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters, or Muon for the matrices of layers and AdamW for the rest.
-
-    Muon (Jordan et al. 2024) makes all singular values of a step nearly equal; scaled by the size
-    of the matrix its steps are as large as those of AdamW (Liu et al., arXiv:2502.16982), and one
-    learning rate is for both.
-    """
-    inner = [
-        p
-        for name, p in model.named_parameters()
-        if config.optimizer == "muon" and p.dim() == 2 and name.split(".")[0].endswith("layers")
-    ]
-    theirs = {id(p) for p in inner}
-    every = [*model.parameters(), *(() if match is None else match.parameters())]
-    rest = [p for p in every if id(p) not in theirs]
-    decay = config.weight_decay
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, betas=ADAM_BETAS, weight_decay=decay, fused=True)
-    ]
-    if inner:
-        optimizers.append(
-            torch.optim.Muon(inner, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        )
-    return optimizers
 
 
 def _nll(batch: RaggedBatch, log_probs: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""The settings of a run, what they may be, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mpnn.config import ARCHITECTURES, SSMConfig
+from mpnn.download import PUBLISHED
+from mpnn.errors import InputError
+from mpnn.training.data import DrawConfig
+
+MAY_CHANGE = (
+    *("data", "weights", "state", "targets", "device", "precision"),  # where and how it runs
+    *("steps", "decay_steps", "tokens", "micro_tokens", "save_every", "report_every"),
+    *("validation", "validate_every"),  # measured, never learnt from
+)
+"""Settings that may differ when a run is resumed; draws and targets stay the same."""
+
+OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that were trained here"
+PRECISIONS = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "muon")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    data: str  # .npz of training chains, see mpnn.datasets
+    weights: str  # .safetensors file for the trained weights
+    state: str  # file that keeps the run's state
+    architecture: str = "minimal"  # a name in ARCHITECTURES
+    steps: int = 10_000
+    warmup_steps: int = 200
+    decay_steps: int = 2_000  # the last steps, in which the learning rate falls to 0
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    optimizer: str = "adamw"  # of the matrices of layers, adamw or muon; the rest is AdamW's
+    tokens: int = 512  # residues of a step, at most
+    micro_tokens: int = 256  # residues that pass through the network at once
+    max_length: int = 256  # residues of a crop
+    noise: float = 0.02  # Å on every coordinate
+    label_smoothing: float = 0.0
+    begin_from: str | None = None  # name or path of weights trained here; None: random weights
+    teacher: str | None = None  # name or path of weights; None: the native letters alone
+    teacher_weight: float = 0.7  # share of the teacher's distribution in the target
+    teacher_orders: int = 2  # decoding orders of each chain, of kept answers
+    teacher_rounds: int = 1  # rounds over all clusters in which chains are new
+    targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
+    mutations: float = 0.0  # share of letters that a teacher asked each time replaces by its own
+    hidden_weight: float = 0.0  # of hidden vectors unlike a teacher's that is asked each time
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "float32"  # of products: float32, or bfloat16 where the machine is fast at it
+    save_every: int = 200  # steps
+    report_every: int = 20  # steps
+    validation: str | None = None  # .npz of chains kept aside, on which the curve is measured
+    validate_every: int = 500  # steps
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        if not self.weights.endswith(".safetensors"):
+            raise InputError(f"{self.weights}: trained weights are written as .safetensors")
+        for name in (
+            *("steps", "tokens", "micro_tokens", "max_length", "teacher_orders", "teacher_rounds"),
+            *("save_every", "report_every", "validate_every"),
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("label_smoothing", "teacher_weight", "mutations"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if not 0 <= self.hidden_weight < math.inf:
+            raise InputError(f"hidden_weight must be 0 or more, not {self.hidden_weight}")
+        self._check_teacher()
+
+    def _check_choices(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
+            )
+        for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
+        if self.begin_from in PUBLISHED:
+            raise InputError(f"begin_from is {self.begin_from}: {OWN_WEIGHTS_ONLY}")
+
+    def _check_teacher(self) -> None:
+        of_kept = self.teacher_orders, self.teacher_rounds
+        defaults = TrainConfig.teacher_orders, TrainConfig.teacher_rounds
+        if self.targets is None and of_kept != defaults:
+            raise InputError("teacher_orders, teacher_rounds are of kept answers: give `targets`")
+        for name in ("mutations", "hidden_weight"):
+            if getattr(self, name) and (self.teacher is None or self.targets is not None):
+                raise InputError(
+                    f"{name} above 0 needs a teacher that is asked each time, without `targets`"
+                )
+        if self.hidden_weight and isinstance(ARCHITECTURES[self.architecture], SSMConfig):
+            raise InputError(
+                f"hidden_weight must be 0 for {self.architecture}, whose layers are of another "
+                "kind than its teacher's"
+            )
+
+    def validates(self, step: int) -> bool:
+        """Whether the curve has a point after this step: at intervals, and in the end."""
+        return step % self.validate_every == 0 or step == self.steps
+
+    @property
+    def draws(self) -> DrawConfig:
+        """How this run draws its crops."""
+        if self.teacher is None or self.targets is None:
+            return DrawConfig(self.seed, self.noise, self.max_length)
+        limits = self.teacher_orders, self.teacher_rounds
+        return DrawConfig(self.seed, self.noise, self.max_length, *limits)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then stable, then 1 − √ of the share of the decay that is over."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    over = (step - (config.steps - config.decay_steps)) / max(1, config.decay_steps)
+    return config.learning_rate * rise * (1 - math.sqrt(min(1.0, max(0.0, over))))

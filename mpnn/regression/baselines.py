@@ -30,6 +30,14 @@ FIGURES = {"log_ratio", "log_ratio_low", "log_ratio_high", "margin"}
 REQUIRED = FIGURES | {"commit", "recorded", "versions"}
 
 
+def stored_study(path: Path) -> dict[str, Any]:
+    """What a study has stored in a JSON file; empty where it was not made."""
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 @dataclass(frozen=True)
 class Run:
     """One recording: its rows by test id, each with the commit, date and versions it measured."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mpnn.download import PUBLISHED
+from mpnn.regression.baselines import stored_study
 from mpnn.regression.table import WIDTH, markdown, plain
 
 STUDY = "recovery.json"
@@ -51,10 +51,9 @@ ARM_HEADINGS = (
 
 def recovery_markdown(root: Path) -> str:
     """One row for each network and way of running it; '' if nothing was measured."""
-    path = root / STUDY
-    if not path.exists():
+    study = stored_study(root / STUDY)
+    if not study:
         return ""
-    study = json.loads(path.read_text(encoding="utf-8"))
     rows = study["rows"].values()
     samples = ", ".join(sorted({str(row["samples"]) for row in rows}))
     caption = (
@@ -75,10 +74,9 @@ def recovery_markdown(root: Path) -> str:
 
 def stored_recovery(root: Path) -> str:
     """The main columns for a terminal, said to be stored; '' if nothing was measured."""
-    path = root / STUDY
-    if not path.exists():
+    study = stored_study(root / STUDY)
+    if not study:
         return ""
-    study = json.loads(path.read_text(encoding="utf-8"))
     rows = study["rows"].values()
     caption = (
         f"Stored in {root.name}/{STUDY}, not measured here: recovery on {study['set']}, mean over "
@@ -91,10 +89,9 @@ def stored_recovery(root: Path) -> str:
 
 def distillation_markdown(root: Path) -> str:
     """A student with a teacher beside the same student without one; '' if it was not studied."""
-    path = root / DISTILLATION
-    if not path.exists():
+    study = stored_study(root / DISTILLATION)
+    if not study:
         return ""
-    study = json.loads(path.read_text(encoding="utf-8"))
     mutations = max(row["mutations"] for row in study["arms"].values())
     caption = (
         f"What a teacher is worth at equal cost: `{study['architecture']}` from the same random "

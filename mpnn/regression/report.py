@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from mpnn.errors import InputError
 from mpnn.output import write_whole
 from mpnn.regression import baselines, charts, scaling
-from mpnn.regression.baselines import Row, Run
+from mpnn.regression.baselines import Row, Run, stored_study
 from mpnn.regression.claims import CLAIMS, Claim, Compare, not_measured_on
 from mpnn.regression.recovery_table import distillation_markdown, recovery_markdown
 from mpnn.regression.table import bracket, markdown, seconds, times
@@ -177,9 +176,9 @@ def parts_markdown(run: Run) -> str:
 
 def study_markdown(root: Path) -> str:
     """The gate's own error rates, if they were studied."""
-    if not (root / STUDY).exists():
+    study = stored_study(root / STUDY)
+    if not study:
         return ""
-    study = json.loads((root / STUDY).read_text(encoding="utf-8"))
     rows = [
         (case["what"], str(case["sessions"]), case["found"], case["demand"])
         for case in study["cases"].values()

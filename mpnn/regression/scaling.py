@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mpnn.regression import charts
+from mpnn.regression.baselines import stored_study
 from mpnn.regression.table import markdown, seconds
 
 STUDY = "scaling.json"
@@ -25,21 +24,12 @@ GIGA = 1e9
 Study = Mapping[str, int | float]
 
 
-def study_of(folder: Path) -> dict[str, Any]:
-    """What is stored for the machine of `folder`; without points if it was not studied."""
-    path = folder / STUDY
-    if not path.exists():
-        return {"points": []}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 def scaling_markdown(folder: Path) -> str:
     """One row for each length and number of sequences; '' if there is no study."""
-    study = study_of(folder)
-    found = study["points"]
-    if not found:
+    study = stored_study(folder / STUDY)
+    if not study:
         return ""
+    found = study["points"]
     caption = (
         f"The exact engine, baseline network, made-up backbones, {found[0]['threads']} thread(s); "
         f"torch {study['torch']}, commit {study['commit'][:8]}, {study['date']}. "
@@ -64,9 +54,10 @@ def _cells(point: Study) -> tuple[str, ...]:
 
 def figures(folder: Path) -> str:
     """Time per residue and peak memory over the length, a line for each number of sequences."""
-    found = study_of(folder)["points"]
-    if not found:
+    study = stored_study(folder / STUDY)
+    if not study:
         return "<p>Scaling was not studied on this machine: `tox -e scaling` does it.</p>"
+    found = study["points"]
     time = [(p, p["seconds"] / (p["length"] * p["samples"]) * 1e6) for p in found]
     memory = [(p, p["peak_bytes"] / GIGA) for p in found]
     return _figure(time, "µs a residue and sequence") + _figure(memory, "peak memory, GB")

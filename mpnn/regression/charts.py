@@ -43,7 +43,8 @@ GAPS = (2.0, 10.0, 22.0, 38.0, 58.0, 88.0)
 that leads from one to the other."""
 
 OUTSIDE = 100
-"""How much worse a corner of a label outside the panel is than a line or a mark under it."""
+"""How much worse a corner of a label outside the panel, or a label under it, is than a line or a
+mark under it."""
 
 LEADER = {"arrowstyle": "-", "color": "gray", "shrinkA": 0, "shrinkB": MARK / 2}
 SIDES = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)])
@@ -198,7 +199,8 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
         outside = OUTSIDE * (4 - axes.bbox.count_contains(box.corners()))
         crossed = sum(line.intersects_bbox(box, filled=False) for line in lines)
         cut = sum(leader.intersects_bbox(name, filled=False) for name in names)
-        return outside + crossed + cut + box.count_overlaps(marks + names)
+        hidden = OUTSIDE * box.count_overlaps(names)  # two names in one place: neither is read
+        return outside + hidden + crossed + cut + box.count_overlaps(marks)
 
     for group in _together(points, spots):
         low, high = spots[group].min(0), spots[group].max(0)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,18 @@ def test_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file stands here")
     with pytest.raises(InputError, match="cache"):
         fetch("v_48_020", server.address)
+
+
+def test_disk_that_refuses_is_not_taken_for_a_server_out_of_reach(server: Server) -> None:
+    """What cannot be kept names the file and the cause, not the network."""
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
+    try:
+        with pytest.raises(InputError, match=r"v_48_020\.pt\.part: cannot be written") as caught:
+            fetch("v_48_020", server.address)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    assert not isinstance(caught.value, UnreachableError)
 
 
 def test_unknown_published_name() -> None:

@@ -42,9 +42,9 @@ GAPS = (2.0, 10.0, 22.0, 38.0, 58.0, 88.0)
 """Distances of a label from its mark in points, tried in this order; all but the first need a line
 that leads from one to the other."""
 
-OUTSIDE = 100
-"""How much worse a corner of a label outside the panel, or a label under it, is than a line or a
-mark under it."""
+UNREADABLE = 100
+"""How much worse than a line or a mark under a label is another label, or a corner of it
+outside the panel."""
 
 LEADER = {"arrowstyle": "-", "color": "gray", "shrinkA": 0, "shrinkB": MARK / 2}
 SIDES = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)])
@@ -196,10 +196,10 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
 
     def crowding(mark: Array, place: Array, size: Array) -> int:
         box, leader = _box(place, size), Path([mark, place])
-        outside = OUTSIDE * (4 - axes.bbox.count_contains(box.corners()))
+        outside = UNREADABLE * (4 - axes.bbox.count_contains(box.corners()))
         crossed = sum(line.intersects_bbox(box, filled=False) for line in lines)
         cut = sum(leader.intersects_bbox(name, filled=False) for name in names)
-        hidden = OUTSIDE * box.count_overlaps(names)  # two names in one place: neither is read
+        hidden = UNREADABLE * box.count_overlaps(names)
         return outside + hidden + crossed + cut + box.count_overlaps(marks)
 
     for group in _together(points, spots):

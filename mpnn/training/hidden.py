@@ -3,7 +3,8 @@
 A teacher's distribution tells a student 21 numbers for each residue, its hidden vectors some twenty
 thousand: what every layer makes of every node and edge (Romero et al. 2015, *FitNets*; Jiao et al.
 2020, *TinyBERT*). Where both are equally wide they are compared as they are, else through a linear
-map of each kind of vector that is trained along and thrown away. A student with fewer layers
+map of each state that begins at least squares, is trained along and thrown away. Maps that began at
+random would ask a trained student to unlearn what it knows. A student with fewer layers
 follows those of the teacher that lie at the end of each of its equal parts; one that sees no
 letters can know no more than the mean of what the teacher's decoder makes of them. What it is worth
 stands in `mpnn/checkpoints/README.md`.
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from mpnn.model import EncoderLayer, ProteinMPNN
 
 NODES, EDGES = "norm2", "norm3"  # the last LayerNorms that nodes and edges pass in a layer
+RIDGE = 1e-2  # of fitted maps, in units of the mean variance of a student's state
 
 
 class HiddenMatch(nn.Module):
@@ -64,21 +66,49 @@ class HiddenMatch(nn.Module):
             mask: [R, K] of the student's neighbours; the nearer ones are the teacher's too. The
                 variance is that of all edges, real or not: few crops have any that are not.
         """
-        ours, theirs = self._states
         errors = []
-        for name, followed in self.pairs.items():
-            s, t = ours[name], theirs[followed]
+        for name, s, t in self._compared():
             if _key(name) in self.maps:
                 s = self.maps[_key(name)](s)
             if name.endswith(EDGES):
-                s, t, real = (x[:, : min(s.shape[1], t.shape[1])] for x in (s, t, mask))
+                real = mask[:, : s.shape[1]]
                 missed = ((s - t).square().mean(-1) * real).sum() / real.sum()
             else:
                 missed = (s - t).square().mean()
             errors.append(missed / _variance(t.flatten(0, -2)))
+        return torch.stack(errors).mean()
+
+    @torch.no_grad()
+    def fit(self) -> None:
+        """Sets the maps to those of least squares; both were listened to over the same residues.
+
+        Their states are let go of. Padded edges count: see `error`. Directions in which the student
+        hardly varies are shrunk: it will soon vary in others.
+        """
+        for name, *states in self._compared():
+            if _key(name) not in self.maps:
+                continue
+            linear = self.maps[_key(name)]
+            assert isinstance(linear, nn.Linear)
+            s, t = (x.flatten(0, -2).float() for x in states)
+            mean = s.mean(0)
+            s = s - mean
+            gram = s.T @ s
+            gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+            weight = torch.linalg.solve(gram, s.T @ t)
+            linear.weight.copy_(weight.T)
+            linear.bias.copy_(t.mean(0) - mean @ weight)
+
+    def _compared(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, state and state to follow; edges of the neighbours that both have."""
+        ours, theirs = self._states
+        for name, followed in self.pairs.items():
+            s, t = ours[name], theirs[followed]
+            if name.endswith(EDGES):
+                s, t = (x[:, : min(s.shape[1], t.shape[1])] for x in (s, t))
+            yield name, s, t
         ours.clear()
         theirs.clear()
-        return torch.stack(errors).mean()
 
 
 def _variance(x: Tensor) -> Tensor:

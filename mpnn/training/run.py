@@ -272,8 +272,22 @@ class _Run:
         """
         if Path(self.config.state).exists():
             self._restore(Path(self.config.state))
-        elif self.config.begin_from is not None:
+            return
+        if self.config.begin_from is not None:
             self._take_over(find_weights(self.config.begin_from))
+        if self.match is not None:
+            self._fit(self.match)
+
+    @torch.no_grad()
+    def _fit(self, match: HiddenMatch) -> None:
+        """Begins the maps of hidden vectors on the crops of the first step."""
+        assert self.teacher is not None
+        crops, _ = draws_for_step(self.chains, self.config.draws, self.drawn, self.config.tokens)
+        batch = self._batch(crops)
+        with match.listening():
+            S, _ = self.teacher.answer(crops, batch)
+            self._log_probs(crops, dataclasses.replace(batch, S=S))
+        match.fit()
 
     def _take_over(self, path: Path) -> None:
         """Gives the network the weights of another that was trained here.

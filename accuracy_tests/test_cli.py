@@ -150,7 +150,9 @@ def test_weights_commands(made: str) -> None:
     assert "v_48_020" in listed.stdout
     verified = run("weights", "verify", made)
     assert verified.exit_code == 0
-    assert "hidden_dim=16" in verified.stdout
+    first, *card = verified.stdout.splitlines()
+    assert "hidden_dim=16" in first
+    assert max(map(len, card)) <= 80
     for arguments in (("verify", "dimer.pdb"), ("fetch", "v_48_999")):
         refused = run("weights", *arguments)
         assert refused.exit_code == 2

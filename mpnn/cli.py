@@ -161,9 +161,11 @@ def verify_weights(
 ) -> None:
     """Load checkpoints as design would, and say what they are."""
     with _user_errors():
+        from rich.pretty import pretty_repr
+
         from mpnn.weights import find_weights, load_weights
 
         for name in names:
             path = find_weights(name)
             network, card = load_weights(path)
-            typer.echo(f"{path}: {network.config}, {card}")
+            typer.echo(f"{path}: {network.config}\n{pretty_repr(card)}")

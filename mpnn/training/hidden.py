@@ -63,34 +63,27 @@ class HiddenMatch(nn.Module):
         residues; their states are let go of.
 
         Args:
-            mask: [R, K] of the student's neighbours; the nearer ones are the teacher's too. The
-                variance is that of all edges, real or not: few crops have any that are not.
+            mask: [R, K] of the student's neighbours; the nearer ones are the teacher's too.
         """
         errors = []
-        for name, s, t in self._compared():
-            if _key(name) in self.maps:
-                s = self.maps[_key(name)](s)
-            if name.endswith(EDGES):
-                real = mask[:, : s.shape[1]]
-                missed = ((s - t).square().mean(-1) * real).sum() / real.sum()
-            else:
-                missed = (s - t).square().mean()
-            errors.append(missed / _variance(t.flatten(0, -2)))
+        for name, s, t in self._compared(mask):
+            if name in self.maps:
+                s = self.maps[name](s)
+            errors.append((s - t).square().mean() / _variance(t))
         return torch.stack(errors).mean()
 
     @torch.no_grad()
-    def fit(self) -> None:
-        """Sets the maps to those of least squares; both were listened to over the same residues.
+    def fit(self, mask: Tensor) -> None:
+        """Sets the maps to those of least squares; arguments and states as in `error`.
 
-        Their states are let go of. Padded edges count: see `error`. Directions in which the student
-        hardly varies are shrunk: it will soon vary in others.
+        Directions in which the student hardly varies are shrunk: it will soon vary in others.
         """
-        for name, *states in self._compared():
-            if _key(name) not in self.maps:
+        for name, *states in self._compared(mask):
+            if name not in self.maps:
                 continue
-            linear = self.maps[_key(name)]
+            linear = self.maps[name]
             assert isinstance(linear, nn.Linear)
-            s, t = (x.flatten(0, -2).float() for x in states)
+            s, t = (x.float() for x in states)
             mean = s.mean(0)
             s = s - mean
             gram = s.T @ s
@@ -99,14 +92,16 @@ class HiddenMatch(nn.Module):
             linear.weight.copy_(weight.T)
             linear.bias.copy_(t.mean(0) - mean @ weight)
 
-    def _compared(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, state and state to follow; edges of the neighbours that both have."""
+    def _compared(self, mask: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Key, rows of a state and rows of what it follows: nodes, or edges that both have."""
         ours, theirs = self._states
         for name, followed in self.pairs.items():
             s, t = ours[name], theirs[followed]
             if name.endswith(EDGES):
-                s, t = (x[:, : min(s.shape[1], t.shape[1])] for x in (s, t))
-            yield name, s, t
+                s, t, real = (x[:, : min(s.shape[1], t.shape[1])] for x in (s, t, mask > 0))
+                if not real.all():  # few crops are so short
+                    s, t = s[real], t[real]
+            yield _key(name), s.flatten(0, -2), t.flatten(0, -2)
         ours.clear()
         theirs.clear()
 

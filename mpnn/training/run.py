@@ -287,7 +287,7 @@ class _Run:
         with match.listening():
             S, _ = self.teacher.answer(crops, batch)
             self._log_probs(crops, dataclasses.replace(batch, S=S))
-        match.fit()
+        match.fit(batch.neighbor_mask)
 
     def _take_over(self, path: Path) -> None:
         """Gives the network the weights of another that was trained here.

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mpnn.config import ARCHITECTURES, UNKNOWN, ModelConfig
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.synthetic import made_up_backbone
-from mpnn.training import TrainConfig, forward, learning_rate, train
+from mpnn.training import TrainConfig, forward, job, learning_rate, train, train_together
 from mpnn.training.data import (
     Crop,
     DrawConfig,
@@ -343,6 +344,106 @@ def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught, monkey
     assert [p.step for p in seen] == [5, 6]
 
 
+@pytest.fixture
+def classmates(config, tmp_path, teacher_file, monkeypatch):
+    """Runs of three students of one teacher: alike, narrower with fewer neighbours, one-shot."""
+    others = {
+        "tiny": TINY,
+        "narrow": ModelConfig(1, 1, 8, 9),
+        "blind": dataclasses.replace(TINY, autoregressive=False),
+    }
+    taught = dataclasses.replace(config, teacher=teacher_file, mutations=0.3)
+    runs = []
+    for number, (name, network) in enumerate(others.items()):
+        monkeypatch.setitem(ARCHITECTURES, name, network)
+        own = {"architecture": name, "hidden_weight": number / 2, "steps": 6 - number}
+        files = {"weights": f"{name}.safetensors", "state": f"{name}.pt"}
+        places = {kind: str(tmp_path / file) for kind, file in files.items()}
+        runs.append(dataclasses.replace(taught, learning_rate=1e-3 * (1 + number), **own, **places))
+    return runs
+
+
+def alone(run):
+    """Weights of the same run by itself."""
+    apart = {"weights": run.weights.replace(".", "-alone."), "state": f"{run.state}.alone"}
+    return weights_of(train(dataclasses.replace(run, **apart)))
+
+
+def test_students_in_lockstep_learn_as_if_alone(classmates, monkeypatch):
+    """Runs together end with the weights of each by itself, and ask their teacher once for all."""
+    apart = [alone(run) for run in classmates]
+    asked = []
+    real = PresentTeacher.answer
+
+    def counted(self, crops):
+        asked.append(sum(map(len, crops)))
+        return real(self, crops)
+
+    monkeypatch.setattr(PresentTeacher, "answer", counted)
+    seen = []
+    together = train_together(classmates, lambda run, told: seen.append((run, told.residues)))
+    for ours, theirs in zip(together, apart, strict=True):
+        assert_same(weights_of(ours), theirs)
+    first_crops = 2  # maps of hidden vectors begin with an answer of their own
+    longest = max(residues for _, residues in seen)
+    assert sum(asked[first_crops:]) == longest
+    assert [[run for run, _ in seen].count(run) for run in classmates] == [6, 5, 4]
+
+
+def test_students_that_were_stopped_apart_meet_again(classmates):
+    """One that stands some steps behind catches up, and all end as if never stopped."""
+    apart = [alone(run) for run in classmates]
+
+    def stop(run, progress):
+        if (run, progress.step) == (classmates[1], 3):
+            raise StopRun
+
+    with pytest.raises(StopRun):
+        train_together(classmates, stop)
+    Path(classmates[2].state).unlink()
+    steps = []
+    together = train_together(
+        classmates, lambda run, told: steps.append((told.step, run.architecture))
+    )
+    for ours, theirs in zip(together, apart, strict=True):
+        assert_same(weights_of(ours), theirs)
+    assert steps[:4] == [(1, "blind"), (2, "blind"), (3, "tiny"), (3, "narrow")]
+    assert sorted(steps[2:5]) == [(3, "blind"), (3, "narrow"), (3, "tiny")]
+
+
+def test_students_in_lockstep_report_by_name(classmates, tmp_path, capsys):
+    """Each line of `mpnn distill` with several settings files says whose it is."""
+    paths = []
+    for run in classmates:
+        said = {k: v for k, v in dataclasses.asdict(run).items() if v is not None}
+        paths.append(str(tmp_path / f"{run.architecture}.toml"))
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in said.items()]
+        Path(paths[-1]).write_text("".join(lines), encoding="utf-8")
+    job.train(paths, [], distil=True)
+    told = capsys.readouterr().err
+    for run in classmates:
+        assert f"{run.architecture}  step {run.steps}/{run.steps}" in told
+
+
+@pytest.mark.parametrize("name", ["seed", "mutations", "precision", "tokens"])
+def test_students_that_share_too_little_are_refused(classmates, name):
+    """The setting in which two runs differ is named."""
+    other = {"seed": 1, "mutations": 0.5, "precision": "bfloat16", "tokens": 100}[name]
+    differs = dataclasses.replace(classmates[1], **{name: other})
+    with pytest.raises(
+        InputError, match=rf"cannot be trained together: {name} is .* and {other!r}"
+    ):
+        train_together([classmates[0], differs], lambda *_: None)
+
+
+@pytest.mark.parametrize("name", ["weights", "state"])
+def test_students_that_would_write_one_file_are_refused(classmates, name):
+    """No run overwrites another's state or weights."""
+    same = dataclasses.replace(classmates[1], **{name: getattr(classmates[0], name)})
+    with pytest.raises(InputError, match="written twice"):
+        train_together([classmates[0], same], lambda *_: None)
+
+
 def test_a_run_can_be_made_longer(config, tmp_path):
     """Before the decay begins, more steps give the run that was longer from the start."""
     longer = dataclasses.replace(config, steps=8, state=str(tmp_path / "longer.pt"))
@@ -593,9 +694,9 @@ def teacher_says(teacher, crops, letters):
 def test_a_teacher_asked_each_time_sees_what_the_student_sees(chains, teacher_file, mutations):
     """Its answers are those for the crop's noise and order, and for the letters it replaced."""
     crops = [draw(chains, DrawConfig(max_length=30, noise=0.1), number) for number in range(3)]
-    batch = RaggedBatch.from_crops(crops, TINY.k_neighbors + 3)  # the student has more neighbours
-    S, soft = PresentTeacher(teacher_file, mutations).answer(crops, batch)
-    share = float((S != batch.S).float().mean())
+    S, soft = PresentTeacher(teacher_file, mutations).answer(crops)
+    native = torch.from_numpy(np.concatenate([crop.residues.S for crop in crops]))
+    share = float((native != S).float().mean())
     assert (share == 0) if mutations == 0 else (0.5 * mutations < share <= 1.2 * mutations)
     assert (soft - teacher_says(formula_weights(TINY), crops, S)).abs().max() < 1e-4
 
@@ -603,9 +704,8 @@ def test_a_teacher_asked_each_time_sees_what_the_student_sees(chains, teacher_fi
 def test_letters_are_drawn_from_the_teachers_distribution(chains, teacher_file):
     """Where all letters are replaced, each is the residue at which the teacher's sum passes."""
     crops = [draw(chains, DrawConfig(max_length=30), 0)]
-    batch = RaggedBatch.from_crops(crops, TINY.k_neighbors)
-    _, first = PresentTeacher(teacher_file, 0.0).answer(crops, batch)
-    S, _ = PresentTeacher(teacher_file, 1.0).answer(crops, batch)
+    _, first = PresentTeacher(teacher_file, 0.0).answer(crops)
+    S, _ = PresentTeacher(teacher_file, 1.0).answer(crops)
     sums = np.cumsum(first.exp().numpy()[:, :UNKNOWN], 1)
     marks = crops[0].lot[:, 1] * sums[:, -1]
     assert S.tolist() == [np.searchsorted(row, u) for row, u in zip(sums, marks, strict=True)]

@@ -90,16 +90,21 @@ def train(config: str, changes: Settings = None) -> None:
     with _user_errors():
         from mpnn.training import job
 
-        job.train(config, changes or [], distil=False)
+        job.train([config], changes or [], distil=False)
 
 
 @app.command()
-def distill(config: str, changes: Settings = None) -> None:
-    """Train a network on the answers of another: as `train`, with `teacher` set."""
+def distill(
+    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...")], changes: Settings = None
+) -> None:
+    """Train a network on the answers of another: as `train`, with `teacher` set.
+
+    Several students of one teacher learn in lockstep, from one answer for all.
+    """
     with _user_errors():
         from mpnn.training import job
 
-        job.train(config, changes or [], distil=True)
+        job.train(configs, changes or [], distil=True)
 
 
 @app.command()

@@ -28,6 +28,9 @@ from mpnn.training import forward
 from mpnn.training.data import Crop, RaggedBatch, fixed_rank
 from mpnn.weights import find_weights, load_weights
 
+Answer = tuple[Tensor, Tensor]
+"""Letters [R] that a student is shown, and a teacher's log-probabilities [R, 21] under them."""
+
 
 class PresentTeacher:
     """A network that is asked about every crop as the student sees it."""
@@ -50,24 +53,17 @@ class PresentTeacher:
         if not isinstance(model, ProteinMPNN):
             raise InputError(f"{weights}: a state-space network teaches by kept answers alone")
         self.model = model.to(device).eval()
-        self.mutations, self.precision = mutations, precision
+        self.mutations, self.device, self.precision = mutations, device, precision
 
     @torch.no_grad()
-    def answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> tuple[Tensor, Tensor]:
-        """Letters [R] to show to the student, and log-probabilities [R, 21] under them.
-
-        Args:
-            crops: some crops.
-            batch: the same, with the student's neighbours.
-        """
-        K = self.model.config.k_neighbors
-        if batch.E_idx.shape[1] != K:
-            batch = RaggedBatch.from_crops(crops, K, batch.S.device)
-        with forward.products_in(self.precision, batch.S.device):
+    def answer(self, crops: Sequence[Crop]) -> Answer:
+        """Letters to show to the student, and log-probabilities under them."""
+        batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, self.device)
+        with forward.products_in(self.precision, self.device):
             return self._answer(crops, batch)
 
-    def _answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> tuple[Tensor, Tensor]:
-        """The same, for a batch with the teacher's own neighbours."""
+    def _answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> Answer:
+        """The same, for the crops as a batch too."""
         encoded = forward.encode(self.model, batch)
         log_probs = forward.decode(self.model, batch, *encoded, batch.rank)
         if not self.mutations:
@@ -108,10 +104,12 @@ class Teacher:
         shape = (orders, int(chains.offsets[-1]), NUM_LETTERS)
         self.kept = _open_kept(stem.with_suffix(".npy"), shape)
 
-    def answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> tuple[Tensor, Tensor]:
-        """The letters [R] as they are, and log-probabilities [R, 21]; see `PresentTeacher`."""
+    def answer(self, crops: Sequence[Crop]) -> Answer:
+        """The letters as they are, and log-probabilities of the kept orders."""
+        S = np.concatenate([crop.residues.S for crop in crops])
         kept = np.concatenate([self.log_probs(crop) for crop in crops])
-        return batch.S, torch.from_numpy(kept).to(batch.S.device)
+        device = self.engine.device
+        return torch.from_numpy(S).to(device), torch.from_numpy(kept).to(device)
 
     def log_probs(self, crop: Crop) -> NDArray[np.float16]:
         """Log-probabilities [L, 21] for a crop that was drawn with a fixed order."""
@@ -135,6 +133,9 @@ class Teacher:
         answers = self.engine.log_probs(self.engine.encode(batch), S, rank)[0]
         complete: NDArray[np.floating] = answers[:, backbone.mask]
         return complete
+
+
+AnyTeacher = Teacher | PresentTeacher
 
 
 def _open_kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:

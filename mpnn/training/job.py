@@ -10,29 +10,36 @@ from typing import Any, get_args, get_type_hints
 
 from mpnn.errors import InputError
 from mpnn.files import log_console
-from mpnn.training.run import Progress
-from mpnn.training.run import train as run_training
+from mpnn.training.run import Progress, train_together
 from mpnn.training.settings import TrainConfig
 
 
-def train(path: str, changes: Sequence[str], distil: bool) -> None:
-    """Runs, or goes on with, the training that a settings file describes.
+def train(paths: Sequence[str], changes: Sequence[str], distil: bool) -> None:
+    """Runs, or goes on with, the trainings that settings files describe, in lockstep if several.
 
     Args:
-        path: TOML file with fields of `TrainConfig`.
-        changes: NAME=VALUE, each in place of the file's.
+        paths: TOML files with fields of `TrainConfig`.
+        changes: NAME=VALUE, each in place of the files'.
         distil: whether a teacher must be, or must not be, among the settings.
 
     Raises:
-        InputError: a setting is unknown, missing or of the wrong type; see `mpnn.training.train`.
+        InputError: a setting is unknown, missing or of the wrong type; see
+            `mpnn.training.train_together`.
     """
-    config = read_config(path, changes)
-    if distil != (config.teacher is not None):
-        wanted = "distill needs a teacher" if distil else "a teacher is for mpnn distill"
-        raise InputError(f"{path}: {wanted}; its setting is {config.teacher!r}")
+    configs = [read_config(path, changes) for path in paths]
+    for path, config in zip(paths, configs, strict=True):
+        if distil != (config.teacher is not None):
+            wanted = "distill needs a teacher" if distil else "a teacher is for mpnn distill"
+            raise InputError(f"{path}: {wanted}; its setting is {config.teacher!r}")
     console = log_console()
-    run_training(config, lambda progress: console.print(_line(progress)))
-    console.print(f"{config.steps} steps done -> {config.weights}")
+
+    def tell(config: TrainConfig, progress: Progress) -> None:
+        name = f"{Path(config.weights).stem}  " if len(configs) > 1 else ""
+        console.print(name + _line(progress))
+
+    train_together(configs, tell)
+    for config in configs:
+        console.print(f"{config.steps} steps done -> {config.weights}")
 
 
 def read_config(path: str, changes: Sequence[str] = ()) -> TrainConfig:

@@ -3,6 +3,7 @@
 A run draws crops per cluster (`mpnn.training.data`), takes gradients through the rewritten network
 (`mpnn.training.forward`), and keeps its state in one file that is replaced whole. Stopped at any
 moment it goes on from the last saved step, and ends with the weights of a run never stopped.
+Students of one teacher can be trained in lockstep: it then answers once for all of them.
 
 The schedule is warm-up, stable, decay: a run can be made longer as often as wanted, as long as its
 decay has not begun. To ship weights on the way, copy the state and let the copy decay.
@@ -15,8 +16,8 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +41,16 @@ from mpnn.training.data import (
     packed,
     whole_chain,
 )
-from mpnn.training.distillation import PresentTeacher, Teacher
+from mpnn.training.distillation import Answer, AnyTeacher, PresentTeacher, Teacher
 from mpnn.training.hidden import HiddenMatch
 from mpnn.training.optimizers import optimizers_for
-from mpnn.training.settings import MAY_CHANGE, OWN_WEIGHTS_ONLY, TrainConfig, learning_rate
+from mpnn.training.settings import (
+    MAY_CHANGE,
+    OWN_WEIGHTS_ONLY,
+    TrainConfig,
+    check_together,
+    learning_rate,
+)
 from mpnn.weights import find_weights, load_checkpoint, save_checkpoint
 
 CLIP_NORM = 1.0
@@ -93,38 +100,84 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
         InputError: the data, teacher, state or weights to begin from cannot be used, or the state
             is of another run.
     """
+
+    def tell(_: TrainConfig, seen: Progress) -> None:
+        if progress is not None:
+            progress(seen)
+
+    (model,) = train_together([config], tell)
+    return model
+
+
+def train_together(
+    configs: Sequence[TrainConfig], progress: Callable[[TrainConfig, Progress], None]
+) -> list[Network]:
+    """The same for several runs in lockstep, on the same crops and one teacher's answers.
+
+    Each ends with the weights of a run by itself. Those that were stopped earlier than others catch
+    up first. A run's pace is that of the steps of all.
+
+    Args:
+        configs: the runs, which agree in the settings `TOGETHER`.
+        progress: called with a run and what it reports; else as in `train`.
+
+    Returns:
+        The trained networks.
+
+    Raises:
+        InputError: the runs differ in what they share, or share a file; else as in `train`.
+    """
+    check_together(configs)
     flush_denormals()
-    run = _Run(config)
-    run.begin()
-    while run.step < config.steps:
-        run.advance()
-        if run.validation is not None and config.validates(run.step):
-            run.validate(run.validation)
-        if run.step % config.save_every == 0 or run.step == config.steps:
-            run.save()
-        if run.step % config.report_every == 0 and progress is not None:
-            progress(run.report())
-    save_checkpoint(config.weights, run.model, run.card())
-    return run.model
+    chains = TrainingChains(configs[0].data)
+    teacher = _teacher(configs[0], chains)
+    runs = [_Run(config, chains, teacher) for config in configs]
+    for run in runs:
+        run.begin()
+    while going := [run for run in runs if run.step < run.config.steps]:
+        first = min(run.drawn for run in going)
+        abreast = [run for run in going if run.drawn == first]
+        _advance(abreast, teacher)
+        for run in abreast:
+            run.look_back(progress)
+    for run in runs:
+        save_checkpoint(run.config.weights, run.model, run.card())
+    return [run.model for run in runs]
+
+
+def _advance(runs: Sequence[_Run], teacher: AnyTeacher | None) -> None:
+    """One step of the optimisers of runs that stand at the same draw."""
+    chains, config = runs[0].chains, runs[0].config
+    crops, drawn = draws_for_step(chains, config.draws, runs[0].drawn, config.tokens)
+    total = sum(len(crop) for crop in crops)
+    for group in packed(crops, config.micro_tokens):
+        with ExitStack() as listening:
+            for run in runs:
+                listening.enter_context(run.listening())
+            answer = None if teacher is None else teacher.answer(group)
+            for run in runs:
+                run.learn(group, answer, total)
+    for run in runs:
+        run.update(drawn, total)
 
 
 class _Run:
     """State of a run: network, optimiser, counters, and sums since the last report."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.chains = TrainingChains(config.data)
+    def __init__(
+        self, config: TrainConfig, chains: TrainingChains, teacher: AnyTeacher | None
+    ) -> None:
+        self.config, self.chains, self.teacher = config, chains, teacher
         self.validation = None if config.validation is None else TrainingChains(config.validation)
         self.curve: list[CurvePoint] = []
-        self.teacher = _teacher(config, self.chains)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = make_network(ARCHITECTURES[config.architecture]).to(config.device)
             self.match = None
             if config.hidden_weight:  # settings that allow it have networks that do
                 assert isinstance(self.model, ProteinMPNN)
-                assert isinstance(self.teacher, PresentTeacher)
-                self.match = HiddenMatch(self.model, self.teacher.model).to(config.device)
+                assert isinstance(teacher, PresentTeacher)
+                self.match = HiddenMatch(self.model, teacher.model).to(config.device)
         self.optimizers = optimizers_for(
             self.model, self.match, config.optimizer, config.weight_decay
         )
@@ -135,34 +188,44 @@ class _Run:
         self.sums = torch.zeros(5, device=self.config.device)
         self.started, self.first_step = time.monotonic(), self.step
 
-    def advance(self) -> None:
-        """One step of the optimiser."""
-        config = self.config
-        crops, self.drawn = draws_for_step(self.chains, config.draws, self.drawn, config.tokens)
-        total = sum(len(crop) for crop in crops)
-        for group in packed(crops, config.micro_tokens):
-            loss, sums = self._loss(group)
-            (loss / total).backward()  # type: ignore[no-untyped-call]
-            self.sums += sums
+    def listening(self) -> AbstractContextManager[None]:
+        """Within it the hidden vectors of student and teacher are kept, if they are asked for."""
+        return nullcontext() if self.match is None else self.match.listening()
+
+    def learn(self, crops: list[Crop], answer: Answer | None, total: int) -> None:
+        """Adds gradients of some of a step's crops, `total` residues in all."""
+        loss, sums = self._loss(crops, answer)
+        (loss / total).backward()  # type: ignore[no-untyped-call]
+        self.sums += sums
+
+    def update(self, drawn: int, residues: int) -> None:
+        """Ends a step: the next begins at draw `drawn`."""
         # Maps of hidden vectors are AdamW's alone, which does not mind the size of a gradient.
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = learning_rate(config, self.step)
+            optimizer.param_groups[0]["lr"] = learning_rate(self.config, self.step)
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
-        self.residues += total
+        self.drawn = drawn
+        self.residues += residues
 
-    def _loss(self, crops: list[Crop]) -> tuple[Tensor, Tensor]:
+    def look_back(self, progress: Callable[[TrainConfig, Progress], None]) -> None:
+        """What is due after a step: a point of the curve, the state kept, a report."""
+        config = self.config
+        if self.validation is not None and config.validates(self.step):
+            self.validate(self.validation)
+        if self.step % config.save_every == 0 or self.step == config.steps:
+            self.save()
+        if self.step % config.report_every == 0:
+            progress(config, self.report())
+
+    def _loss(self, crops: list[Crop], answer: Answer | None) -> tuple[Tensor, Tensor]:
         """Summed loss of some crops, and the sums of [loss, −log p, hits, 1, error] to report."""
         config = self.config
         batch = self._batch(crops)
-        shown, soft = batch, None
-        with nullcontext() if self.match is None else self.match.listening():
-            if self.teacher is not None:
-                S, soft = self.teacher.answer(crops, batch)
-                shown = dataclasses.replace(batch, S=S)
-            log_probs = self._log_probs(crops, shown)
+        S, soft = (batch.S, None) if answer is None else answer
+        log_probs = self._log_probs(crops, dataclasses.replace(batch, S=S))
         known = (batch.S != UNKNOWN).to(log_probs.dtype)
         nll = _nll(batch, log_probs) * known
         smooth = config.label_smoothing
@@ -285,7 +348,7 @@ class _Run:
         crops, _ = draws_for_step(self.chains, self.config.draws, self.drawn, self.config.tokens)
         batch = self._batch(crops)
         with match.listening():
-            S, _ = self.teacher.answer(crops, batch)
+            S, _ = self.teacher.answer(crops)
             self._log_probs(crops, dataclasses.replace(batch, S=S))
         match.fit(batch.neighbor_mask)
 
@@ -347,7 +410,7 @@ class _Run:
         self._start_report()
 
 
-def _teacher(config: TrainConfig, chains: TrainingChains) -> Teacher | PresentTeacher | None:
+def _teacher(config: TrainConfig, chains: TrainingChains) -> AnyTeacher | None:
     """Who answers for the run's crops."""
     if config.teacher is None:
         return None

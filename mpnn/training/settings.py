@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mpnn.config import ARCHITECTURES, SSMConfig
 from mpnn.download import PUBLISHED
@@ -16,6 +19,19 @@ MAY_CHANGE = (
     *("validation", "validate_every"),  # measured, never learnt from
 )
 """Settings that may differ when a run is resumed; draws and targets stay the same."""
+
+TOGETHER = (
+    *("data", "seed", "noise", "max_length", "tokens", "micro_tokens"),  # the crops
+    *(
+        "teacher",
+        "targets",
+        "teacher_orders",
+        "teacher_rounds",
+        "mutations",
+    ),  # what is said of them
+    *("device", "precision"),
+)
+"""Settings in which runs in lockstep agree."""
 
 OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that were trained here"
 PRECISIONS = ("float32", "bfloat16")
@@ -116,6 +132,25 @@ class TrainConfig:
             return DrawConfig(self.seed, self.noise, self.max_length)
         limits = self.teacher_orders, self.teacher_rounds
         return DrawConfig(self.seed, self.noise, self.max_length, *limits)
+
+
+def check_together(configs: Sequence[TrainConfig]) -> None:
+    """Refuses runs that cannot be in lockstep.
+
+    Raises:
+        InputError: they differ in a setting of `TOGETHER`, or two write the same file.
+    """
+    first = configs[0]
+    for other in configs[1:]:
+        for name in TOGETHER:
+            if getattr(first, name) != getattr(other, name):
+                raise InputError(
+                    f"{first.weights} and {other.weights} cannot be trained together: {name} is "
+                    f"{getattr(first, name)!r} and {getattr(other, name)!r}"
+                )
+    files = [str(Path(name).resolve()) for c in configs for name in (c.weights, c.state)]
+    if twice := [name for name, times in Counter(files).items() if times > 1]:
+        raise InputError(f"{twice[0]}: is to be written twice")
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -1,11 +1,13 @@
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli_runs import run as command_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ from mpnn.config import ARCHITECTURES, UNKNOWN, ModelConfig
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.synthetic import made_up_backbone
-from mpnn.training import TrainConfig, forward, job, learning_rate, train, train_together
+from mpnn.training import TrainConfig, forward, learning_rate, train, train_together
 from mpnn.training.data import (
     Crop,
     DrawConfig,
@@ -30,6 +32,7 @@ from mpnn.training.data import (
 from mpnn.training.distillation import PresentTeacher, Teacher
 from mpnn.training.hidden import HiddenMatch
 from mpnn.training.job import read_config
+from mpnn.training.settings import TOGETHER
 from mpnn.weights import SHIPPED, formula_weights, load_checkpoint, save_checkpoint
 
 LENGTHS = (30, 41, 56, 64, 72)
@@ -356,10 +359,18 @@ def classmates(config, tmp_path, teacher_file, monkeypatch):
     runs = []
     for number, (name, network) in enumerate(others.items()):
         monkeypatch.setitem(ARCHITECTURES, name, network)
-        own = {"architecture": name, "hidden_weight": number / 2, "steps": 6 - number}
+        own = {
+            "architecture": name,
+            "hidden_weight": number / 2,
+            "steps": 6 - number,
+            "learning_rate": 1e-3 * (1 + number),
+            "optimizer": ("adamw", "muon", "adamw")[number],
+            "teacher_weight": 0.9 - number / 5,
+            "save_every": 2 + number,
+        }
         files = {"weights": f"{name}.safetensors", "state": f"{name}.pt"}
         places = {kind: str(tmp_path / file) for kind, file in files.items()}
-        runs.append(dataclasses.replace(taught, learning_rate=1e-3 * (1 + number), **own, **places))
+        runs.append(dataclasses.replace(taught, **own, **places))
     return runs
 
 
@@ -384,10 +395,19 @@ def test_students_in_lockstep_learn_as_if_alone(classmates, monkeypatch):
     together = train_together(classmates, lambda run, told: seen.append((run, told.residues)))
     for ours, theirs in zip(together, apart, strict=True):
         assert_same(weights_of(ours), theirs)
-    first_crops = 2  # maps of hidden vectors begin with an answer of their own
-    longest = max(residues for _, residues in seen)
-    assert sum(asked[first_crops:]) == longest
+    assert sum(asked[1:]) == max(residues for _, residues in seen)  # the first is for the maps
     assert [[run for run, _ in seen].count(run) for run in classmates] == [6, 5, 4]
+
+
+def test_students_in_lockstep_share_kept_answers(classmates):
+    """A state-space student beside others learns as if alone from one file of answers."""
+    folder = str(Path(classmates[0].state).with_name("targets"))
+    kept = {"targets": folder, "mutations": 0.0, "hidden_weight": 0.0}
+    classmates = [dataclasses.replace(run, **kept) for run in classmates]
+    classmates[2] = dataclasses.replace(classmates[2], architecture="ssm")
+    apart = [alone(run) for run in classmates]
+    for ours, theirs in zip(train_together(classmates, lambda *_: None), apart, strict=True):
+        assert_same(weights_of(ours), theirs)
 
 
 def test_students_that_were_stopped_apart_meet_again(classmates):
@@ -395,53 +415,112 @@ def test_students_that_were_stopped_apart_meet_again(classmates):
     apart = [alone(run) for run in classmates]
 
     def stop(run, progress):
-        if (run, progress.step) == (classmates[1], 3):
+        if (run, progress.step) == (classmates[0], 5):
             raise StopRun
 
     with pytest.raises(StopRun):
         train_together(classmates, stop)
-    Path(classmates[2].state).unlink()
+    ended, behind = classmates[2], classmates[1]
+    assert_same(weights_of(load_checkpoint(ended.weights)[0]), apart[2])  # others go on
+    Path(ended.weights).unlink()
+    Path(behind.state).unlink()
     steps = []
     together = train_together(
         classmates, lambda run, told: steps.append((told.step, run.architecture))
     )
     for ours, theirs in zip(together, apart, strict=True):
         assert_same(weights_of(ours), theirs)
-    assert steps[:4] == [(1, "blind"), (2, "blind"), (3, "tiny"), (3, "narrow")]
-    assert sorted(steps[2:5]) == [(3, "blind"), (3, "narrow"), (3, "tiny")]
+    assert steps[:4] == [(step, "narrow") for step in (1, 2, 3, 4)]
+    assert sorted(steps[4:]) == [(5, "narrow"), (5, "tiny"), (6, "tiny")]
+    assert Path(ended.weights).exists()
 
 
-def test_students_in_lockstep_report_by_name(classmates, tmp_path, capsys):
+def test_time_counts_from_the_first_step_of_a_run(classmates, monkeypatch):
+    """The pace of a student that waits for others to catch up is that of its own steps."""
+    now = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+    first, late = classmates[:2]
+    train(dataclasses.replace(first, steps=3, decay_steps=0))
+    paces = []
+    train_together(
+        [dataclasses.replace(first, decay_steps=0), late],
+        lambda _, told: paces.append((told.step, told.residues_per_second)),
+    )
+    together = [pace for step, pace in paces if step == 4]
+    assert together[0] > 0.5 * together[1]
+
+
+def test_students_in_lockstep_report_by_name(classmates, tmp_path):
     """Each line of `mpnn distill` with several settings files says whose it is."""
     paths = []
     for run in classmates:
         said = {k: v for k, v in dataclasses.asdict(run).items() if v is not None}
-        paths.append(str(tmp_path / f"{run.architecture}.toml"))
+        paths.append(tmp_path / f"{run.architecture}.toml")
         lines = [f"{name} = {json.dumps(value)}\n" for name, value in said.items()]
-        Path(paths[-1]).write_text("".join(lines), encoding="utf-8")
-    job.train(paths, [], distil=True)
-    told = capsys.readouterr().err
-    for run in classmates:
-        assert f"{run.architecture}  step {run.steps}/{run.steps}" in told
+        paths[-1].write_text("".join(lines), encoding="utf-8")
+    done = command_line("distill", *paths, "--set", "steps=3")
+    assert done.exit_code == 0
+    told = [line for line in done.stderr.splitlines() if "residues/s" in line]
+    names = [run.weights for run in classmates]
+    assert len(told) == 9
+    assert all(line.startswith(tuple(names)) for line in told)
 
 
-@pytest.mark.parametrize("name", ["seed", "mutations", "precision", "tokens"])
+OTHER = {
+    "data": "other.npz",
+    "seed": 1,
+    "noise": 0.5,
+    "max_length": 20,
+    "tokens": 100,
+    "micro_tokens": 30,
+    "teacher": "other.safetensors",
+    "mutations": 0.5,
+    "targets": "kept",
+    "teacher_orders": 3,
+    "teacher_rounds": 3,
+    "device": "cuda",
+    "precision": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
 def test_students_that_share_too_little_are_refused(classmates, name):
     """The setting in which two runs differ is named."""
-    other = {"seed": 1, "mutations": 0.5, "precision": "bfloat16", "tokens": 100}[name]
-    differs = dataclasses.replace(classmates[1], **{name: other})
-    with pytest.raises(
-        InputError, match=rf"cannot be trained together: {name} is .* and {other!r}"
-    ):
+    if name in ("targets", "teacher_orders", "teacher_rounds"):  # those of kept answers
+        kept = {"targets": "folder", "mutations": 0.0, "hidden_weight": 0.0}
+        classmates = [dataclasses.replace(run, **kept) for run in classmates]
+    differs = dataclasses.replace(classmates[1], **{name: OTHER[name]})
+    message = f"trained together: {name} is .* and {re.escape(repr(OTHER[name]))}"
+    with pytest.raises(InputError, match=message):
         train_together([classmates[0], differs], lambda *_: None)
+
+
+def test_what_decides_the_crops_is_shared():
+    """All settings on which draws depend are among those that runs in lockstep share."""
+    assert {field.name for field in dataclasses.fields(DrawConfig)} - {"orders", "rounds"} < set(
+        TOGETHER
+    )
 
 
 @pytest.mark.parametrize("name", ["weights", "state"])
 def test_students_that_would_write_one_file_are_refused(classmates, name):
     """No run overwrites another's state or weights."""
     same = dataclasses.replace(classmates[1], **{name: getattr(classmates[0], name)})
-    with pytest.raises(InputError, match="written twice"):
+    with pytest.raises(InputError, match="two runs, or weights and state of one"):
         train_together([classmates[0], same], lambda *_: None)
+
+
+@pytest.mark.parametrize("name", ["begin_from", "teacher"])
+def test_a_student_that_needs_what_another_is_to_write_is_refused(classmates, name):
+    """An older file of that name is not taken for the other's result."""
+    one, other = classmates[:2]
+    if name == "teacher":
+        one = dataclasses.replace(one, teacher=other.weights)
+        other = dataclasses.replace(other, teacher=other.weights)
+    else:
+        one = dataclasses.replace(one, begin_from=other.weights)
+    with pytest.raises(InputError, match=f"its {name} .* is still to be written"):
+        train_together([one, other], lambda *_: None)
 
 
 def test_a_run_can_be_made_longer(config, tmp_path):
@@ -713,12 +792,12 @@ def test_letters_are_drawn_from_the_teachers_distribution(chains, teacher_file):
     assert np.array_equal(again.lot, crops[0].lot)
 
 
-def hidden_error(student, teacher, crops, compute=log_probs):
+def hidden_error(student, teacher, crops):
     """How far the hidden vectors of a student are from its teacher's."""
     match = HiddenMatch(student, teacher)
     with match.listening(), torch.no_grad():
         for model in (student, teacher):
-            compute(model, crops, model.config.k_neighbors)
+            log_probs(model, crops, model.config.k_neighbors)
     batch = RaggedBatch.from_crops(crops, student.config.k_neighbors)
     return float(match.error(batch.neighbor_mask))
 
@@ -808,6 +887,27 @@ def test_maps_that_are_there_are_found(chains):
     match.fit(mask)
     listen()
     assert match.error(mask).item() < 0.01
+
+
+def test_maps_are_fitted_to_what_a_student_begins_from(config, teacher_file, monkeypatch):
+    """A channel that says nothing in the weights taken over has no part in its map."""
+    narrow = dataclasses.replace(TINY, hidden_dim=8)
+    begun = formula_weights(narrow)
+    begun.encoder_layers[0].norm2.weight.data[3] = 0
+    monkeypatch.setitem(ARCHITECTURES, "tiny", narrow)
+    save_checkpoint(Path(config.weights), begun, {"training": {}})
+    fitted = []
+    real = HiddenMatch.fit
+
+    def kept(self, mask):
+        real(self, mask)
+        fitted.append(self.maps["encoder_layers_0_norm2"].weight.detach().clone())
+
+    monkeypatch.setattr(HiddenMatch, "fit", kept)
+    asked = {"hidden_weight": 1.0, "teacher": teacher_file, "begin_from": config.weights}
+    train(dataclasses.replace(config, weights=config.weights.replace("tiny", "taught"), **asked))
+    (weight,) = fitted
+    assert torch.equal(weight.abs().amax(0) == 0, torch.arange(8) == 3)
 
 
 def test_a_narrow_student_begins_with_fitted_maps(config, teacher_file, monkeypatch):
@@ -1011,7 +1111,8 @@ def test_a_file_that_is_no_state_is_refused(config, content):
     assert Path(config.state).read_bytes() == content
 
 
-def test_training_runs_on_every_device_here(config):
+@pytest.mark.parametrize("taught", ["not at all", "by kept answers", "by hidden vectors"])
+def test_training_runs_on_every_device_here(config, teacher_file, taught, monkeypatch):
     """A run on the accelerator, where there is one, starts at the same loss as on the CPU."""
     if torch.cuda.is_available():
         device = "cuda"
@@ -1019,10 +1120,15 @@ def test_training_runs_on_every_device_here(config):
         device = "mps"
     else:
         pytest.skip("no accelerator on this machine")
+    if taught == "by hidden vectors":
+        monkeypatch.setitem(ARCHITECTURES, "tiny", dataclasses.replace(TINY, hidden_dim=8))
+        config = dataclasses.replace(config, teacher=teacher_file, hidden_weight=1.0)
     losses = []
     for name in ("cpu", device):
         seen = []
-        state = f"{config.state}.{name}"
-        train(dataclasses.replace(config, device=name, state=state), seen.append)
+        apart = {"device": name, "state": f"{config.state}.{name}"}
+        if taught == "by kept answers":
+            apart |= {"teacher": teacher_file, "targets": f"{config.state}.targets.{name}"}
+        train(dataclasses.replace(config, **apart), seen.append)
         losses.append(seen[0].loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -3,8 +3,8 @@
 A teacher's distribution tells a student 21 numbers for each residue, its hidden vectors some twenty
 thousand: what every layer makes of every node and edge (Romero et al. 2015, *FitNets*; Jiao et al.
 2020, *TinyBERT*). Where both are equally wide they are compared as they are, else through a linear
-map of each state that begins at least squares, is trained along and thrown away. Maps that began at
-random would ask a trained student to unlearn what it knows. A student with fewer layers
+map of each state that begins at ridge regression, is trained along and thrown away. Maps that began
+at random would ask a trained student to unlearn what it knows. A student with fewer layers
 follows those of the teacher that lie at the end of each of its equal parts; one that sees no
 letters can know no more than the mean of what the teacher's decoder makes of them. What it is worth
 stands in `mpnn/checkpoints/README.md`.
@@ -69,18 +69,16 @@ class HiddenMatch(nn.Module):
         for name, s, t in self._compared(mask):
             if name in self.maps:
                 s = self.maps[name](s)
-            errors.append((s - t).square().mean() / _variance(t))
+            errors.append((s - t).square().mean(dtype=torch.float32) / _variance(t))
         return torch.stack(errors).mean()
 
     @torch.no_grad()
     def fit(self, mask: Tensor) -> None:
-        """Sets the maps to those of least squares; arguments and states as in `error`.
+        """Sets the maps, which must be there, by ridge regression; mask and states as in `error`.
 
-        Directions in which the student hardly varies are shrunk: it will soon vary in others.
+        `RIDGE` keeps weights small in the directions in which the student hardly varies yet.
         """
         for name, *states in self._compared(mask):
-            if name not in self.maps:
-                continue
             linear = self.maps[name]
             assert isinstance(linear, nn.Linear)
             s, t = (x.float() for x in states)

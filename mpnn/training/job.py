@@ -34,7 +34,7 @@ def train(paths: Sequence[str], changes: Sequence[str], distil: bool) -> None:
     console = log_console()
 
     def tell(config: TrainConfig, progress: Progress) -> None:
-        name = f"{Path(config.weights).stem}  " if len(configs) > 1 else ""
+        name = f"{config.weights}  " if len(configs) > 1 else ""
         console.print(name + _line(progress))
 
     train_together(configs, tell)

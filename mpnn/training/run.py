@@ -114,11 +114,11 @@ def train_together(
 ) -> list[Network]:
     """The same for several runs in lockstep, on the same crops and one teacher's answers.
 
-    Each ends with the weights of a run by itself. Those that were stopped earlier than others catch
-    up first. A run's pace is that of the steps of all.
+    Each ends with the weights of a run by itself, and writes them when it ends. Those that were
+    stopped earlier than others catch up first. A run's pace is that of the steps of all.
 
     Args:
-        configs: the runs, which agree in the settings `TOGETHER`.
+        configs: the runs, at least one, which agree in the settings `TOGETHER`.
         progress: called with a run and what it reports; else as in `train`.
 
     Returns:
@@ -134,20 +134,20 @@ def train_together(
     runs = [_Run(config, chains, teacher) for config in configs]
     for run in runs:
         run.begin()
-    while going := [run for run in runs if run.step < run.config.steps]:
+    while going := [run for run in runs if not run.ended]:
         first = min(run.drawn for run in going)
         abreast = [run for run in going if run.drawn == first]
-        _advance(abreast, teacher)
+        _advance(abreast)
         for run in abreast:
-            run.look_back(progress)
-    for run in runs:
-        save_checkpoint(run.config.weights, run.model, run.card())
+            run.after_step(progress)
     return [run.model for run in runs]
 
 
-def _advance(runs: Sequence[_Run], teacher: AnyTeacher | None) -> None:
+def _advance(runs: Sequence[_Run]) -> None:
     """One step of the optimisers of runs that stand at the same draw."""
-    chains, config = runs[0].chains, runs[0].config
+    chains, teacher, config = runs[0].chains, runs[0].teacher, runs[0].config
+    for run in runs:
+        run.start_clock()
     crops, drawn = draws_for_step(chains, config.draws, runs[0].drawn, config.tokens)
     total = sum(len(crop) for crop in crops)
     for group in packed(crops, config.micro_tokens):
@@ -184,9 +184,19 @@ class _Run:
         self.step = self.drawn = self.residues = 0
         self._start_report()
 
+    @property
+    def ended(self) -> bool:
+        """Whether all its steps are done."""
+        return self.step >= self.config.steps
+
     def _start_report(self) -> None:
         self.sums = torch.zeros(5, device=self.config.device)
-        self.started, self.first_step = time.monotonic(), self.step
+        self.started, self.first_step = math.nan, self.step
+
+    def start_clock(self) -> None:
+        """Time counts from the first step since the last report, not while others catch up."""
+        if math.isnan(self.started):
+            self.started = time.monotonic()
 
     def listening(self) -> AbstractContextManager[None]:
         """Within it the hidden vectors of student and teacher are kept, if they are asked for."""
@@ -210,13 +220,15 @@ class _Run:
         self.drawn = drawn
         self.residues += residues
 
-    def look_back(self, progress: Callable[[TrainConfig, Progress], None]) -> None:
-        """What is due after a step: a point of the curve, the state kept, a report."""
+    def after_step(self, progress: Callable[[TrainConfig, Progress], None]) -> None:
+        """What is due: a point of the curve, state and weights kept, a report."""
         config = self.config
         if self.validation is not None and config.validates(self.step):
             self.validate(self.validation)
-        if self.step % config.save_every == 0 or self.step == config.steps:
+        if self.step % config.save_every == 0 or self.ended:
             self.save()
+        if self.ended:
+            self.write_weights()
         if self.step % config.report_every == 0:
             progress(config, self.report())
 
@@ -327,25 +339,36 @@ class _Run:
         torch.save(state, buffer)
         write_whole(self.config.state, buffer.getvalue())
 
+    def write_weights(self) -> None:
+        """Replaces the file of weights whole."""
+        save_checkpoint(self.config.weights, self.model, self.card())
+
     def begin(self) -> None:
         """Takes up the state file where there is one, else the weights to begin from.
+
+        A run that goes on from its end writes its weights again; one without a state fits the maps
+        of its hidden vectors to what it begins from.
 
         Raises:
             InputError: the file is no state, or that of another run; see `_take_over`.
         """
         if Path(self.config.state).exists():
             self._restore(Path(self.config.state))
+            if self.ended:
+                self.write_weights()
             return
         if self.config.begin_from is not None:
             self._take_over(find_weights(self.config.begin_from))
-        if self.match is not None:
+        if self.match is not None and self.match.maps:
             self._fit(self.match)
 
     @torch.no_grad()
     def _fit(self, match: HiddenMatch) -> None:
-        """Begins the maps of hidden vectors on the crops of the first step."""
+        """Begins the maps of hidden vectors on the first crops of the run."""
         assert self.teacher is not None
-        crops, _ = draws_for_step(self.chains, self.config.draws, self.drawn, self.config.tokens)
+        config = self.config
+        drawn, _ = draws_for_step(self.chains, config.draws, self.drawn, config.tokens)
+        crops = next(packed(drawn, config.micro_tokens))
         batch = self._batch(crops)
         with match.listening():
             S, _ = self.teacher.answer(crops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -22,13 +23,7 @@ MAY_CHANGE = (
 
 TOGETHER = (
     *("data", "seed", "noise", "max_length", "tokens", "micro_tokens"),  # the crops
-    *(
-        "teacher",
-        "targets",
-        "teacher_orders",
-        "teacher_rounds",
-        "mutations",
-    ),  # what is said of them
+    *("teacher", "mutations", "targets", "teacher_orders", "teacher_rounds"),  # the answers
     *("device", "precision"),
 )
 """Settings in which runs in lockstep agree."""
@@ -138,7 +133,8 @@ def check_together(configs: Sequence[TrainConfig]) -> None:
     """Refuses runs that cannot be in lockstep.
 
     Raises:
-        InputError: they differ in a setting of `TOGETHER`, or two write the same file.
+        InputError: they differ in a setting of `TOGETHER`, a file is to be written twice, or one
+            begins from, or is taught by, what another is to write.
     """
     first = configs[0]
     for other in configs[1:]:
@@ -148,9 +144,18 @@ def check_together(configs: Sequence[TrainConfig]) -> None:
                     f"{first.weights} and {other.weights} cannot be trained together: {name} is "
                     f"{getattr(first, name)!r} and {getattr(other, name)!r}"
                 )
-    files = [str(Path(name).resolve()) for c in configs for name in (c.weights, c.state)]
-    if twice := [name for name, times in Counter(files).items() if times > 1]:
-        raise InputError(f"{twice[0]}: is to be written twice")
+    written = [Path(name).resolve() for c in configs for name in (c.weights, c.state)]
+    for path, times in Counter(written).items():
+        if times > 1:
+            raise InputError(f"{path}: two runs, or weights and state of one, are to be this file")
+    for config, other in itertools.permutations(configs, 2):
+        for name in ("begin_from", "teacher"):
+            place = getattr(config, name)
+            if place is not None and Path(place).resolve() == Path(other.weights).resolve():
+                raise InputError(
+                    f"{config.weights}: its {name} {place} is still to be written; "
+                    "let that run end first, and start this one then"
+                )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

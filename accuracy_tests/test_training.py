@@ -475,6 +475,7 @@ OTHER = {
     "micro_tokens": 30,
     "teacher": "other.safetensors",
     "mutations": 0.5,
+    "teacher_sees": "native",
     "targets": "kept",
     "teacher_orders": 3,
     "teacher_rounds": 3,
@@ -780,6 +781,16 @@ def test_a_teacher_asked_each_time_sees_what_the_student_sees(chains, teacher_fi
     assert (soft - teacher_says(formula_weights(TINY), crops, S)).abs().max() < 1e-4
 
 
+def test_a_teacher_can_see_the_native_letters_where_the_student_does_not(chains, teacher_file):
+    """It then answers for the native letters, and replaces the same ones for the student."""
+    crops = [draw(chains, DrawConfig(max_length=30, noise=0.1), number) for number in range(3)]
+    S, soft = PresentTeacher(teacher_file, 0.6, "native").answer(crops)
+    native = torch.from_numpy(np.concatenate([crop.residues.S for crop in crops]))
+    assert (native != S).any()
+    assert (soft - teacher_says(formula_weights(TINY), crops, native)).abs().max() < 1e-4
+    assert torch.equal(S, PresentTeacher(teacher_file, 0.6).answer(crops)[0])
+
+
 def test_letters_are_drawn_from_the_teachers_distribution(chains, teacher_file):
     """Where all letters are replaced, each is the residue at which the teacher's sum passes."""
     crops = [draw(chains, DrawConfig(max_length=30), 0)]
@@ -1039,6 +1050,8 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"optimizer": "sgd"}, "optimizer is adamw or muon, not 'sgd'"),
         ({"teacher": "v_48_002", "targets": "t", "mutations": 0.3}, "without `targets`"),
         ({"mutations": -0.1}, "between 0 and 1, not -0.1"),
+        ({"teacher_sees": "all"}, "teacher_sees is shown or native, not 'all'"),
+        ({"teacher": "v_48_002", "teacher_sees": "native"}, "mutations must be above 0"),
         ({"begin_from": "v_48_020"}, "random weights or with .safetensors that were trained here"),
         ({"weights": "tiny.pt"}, "written as .safetensors"),
     ],

@@ -29,20 +29,27 @@ from mpnn.training.data import Crop, RaggedBatch, fixed_rank
 from mpnn.weights import find_weights, load_weights
 
 Answer = tuple[Tensor, Tensor]
-"""Letters [R] that a student is shown, and a teacher's log-probabilities [R, 21] under them."""
+"""Letters [R] that a student is shown, and a teacher's log-probabilities [R, 21]."""
 
 
 class PresentTeacher:
     """A network that is asked about every crop as the student sees it."""
 
     def __init__(
-        self, weights: str, mutations: float, device: str = "cpu", precision: str = "float32"
+        self,
+        weights: str,
+        mutations: float,
+        sees: str = "shown",
+        device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
         """Loads the weights (a name or a path).
 
         Args:
             weights: of a message-passing network.
             mutations: share of the letters that are replaced by draws from its distributions.
+            sees: shown, the letters that the student is shown; or native, those before any were
+                replaced.
             device: where it runs.
             precision: of its products: float32 or bfloat16.
 
@@ -53,11 +60,12 @@ class PresentTeacher:
         if not isinstance(model, ProteinMPNN):
             raise InputError(f"{weights}: a state-space network teaches by kept answers alone")
         self.model = model.to(device).eval()
-        self.mutations, self.device, self.precision = mutations, device, precision
+        self.mutations, self.sees = mutations, sees
+        self.device, self.precision = device, precision
 
     @torch.no_grad()
     def answer(self, crops: Sequence[Crop]) -> Answer:
-        """Letters to show to the student, and log-probabilities under them."""
+        """Letters to show to the student, and log-probabilities under those that it sees."""
         batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, self.device)
         with forward.products_in(self.precision, self.device):
             return self._answer(crops, batch)
@@ -72,6 +80,8 @@ class PresentTeacher:
         sums = log_probs[:, :UNKNOWN].exp().cumsum(1)  # of the 20 residues
         drawn = (sums < lot[:, 1:] * sums[:, -1:]).sum(1)
         S = torch.where(lot[:, 0] < self.mutations, drawn, batch.S)
+        if self.sees == "native":
+            return S, log_probs
         shown = dataclasses.replace(batch, S=S)
         return S, forward.decode(self.model, shown, *encoded, batch.rank)
 

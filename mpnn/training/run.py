@@ -438,7 +438,13 @@ def _teacher(config: TrainConfig, chains: TrainingChains) -> AnyTeacher | None:
     if config.teacher is None:
         return None
     if config.targets is None:
-        return PresentTeacher(config.teacher, config.mutations, config.device, config.precision)
+        return PresentTeacher(
+            config.teacher,
+            config.mutations,
+            config.teacher_sees,
+            config.device,
+            config.precision,
+        )
     return Teacher(config.teacher, chains, config.teacher_orders, config.targets, config.device)
 
 

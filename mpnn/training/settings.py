@@ -23,7 +23,8 @@ MAY_CHANGE = (
 
 TOGETHER = (
     *("data", "seed", "noise", "max_length", "tokens", "micro_tokens"),  # the crops
-    *("teacher", "mutations", "targets", "teacher_orders", "teacher_rounds"),  # the answers
+    *("teacher", "mutations", "teacher_sees"),  # the answers
+    *("targets", "teacher_orders", "teacher_rounds"),
     *("device", "precision"),
 )
 """Settings in which runs in lockstep agree."""
@@ -31,6 +32,7 @@ TOGETHER = (
 OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that were trained here"
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "muon")
+LETTERS = ("shown", "native")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class TrainConfig:
     teacher_rounds: int = 1  # rounds over all clusters in which chains are new
     targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
     mutations: float = 0.0  # share of letters that a teacher asked each time replaces by its own
+    teacher_sees: str = "shown"  # letters as the student is shown them, or native ones
     hidden_weight: float = 0.0  # of hidden vectors unlike a teacher's that is asked each time
     seed: int = 0
     device: str = "cpu"
@@ -94,7 +97,11 @@ class TrainConfig:
             raise InputError(
                 f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
             )
-        for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
+        for name, known in (
+            ("precision", PRECISIONS),
+            ("optimizer", OPTIMIZERS),
+            ("teacher_sees", LETTERS),
+        ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
         if self.begin_from in PUBLISHED:
@@ -105,6 +112,10 @@ class TrainConfig:
         defaults = TrainConfig.teacher_orders, TrainConfig.teacher_rounds
         if self.targets is None and of_kept != defaults:
             raise InputError("teacher_orders, teacher_rounds are of kept answers: give `targets`")
+        if self.teacher_sees == "native" and not self.mutations:
+            raise InputError(
+                "teacher_sees is native: mutations must be above 0, or both are the same"
+            )
         for name in ("mutations", "hidden_weight"):
             if getattr(self, name) and (self.teacher is None or self.targets is not None):
                 raise InputError(

@@ -50,7 +50,7 @@ def figures(path, backbones):
     found = summarize(measure(engine, backbones, SAMPLES, 0.1, SEED))
 
     def per_cent(estimate):
-        return [round(100 * x, 2) for x in (estimate.mean, estimate.low, estimate.high)]
+        return [round(100 * x, 3) for x in (estimate.mean, estimate.low, estimate.high)]
 
     return {
         "proteins": found.proteins,

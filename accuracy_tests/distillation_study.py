@@ -1,4 +1,4 @@
-"""What a teacher is worth at equal cost: the same student without one, and taught in two ways.
+"""What a teacher is worth at equal cost: the same student without one, and taught in three ways.
 
     OMP_NUM_THREADS=1 python accuracy_tests/distillation_study.py --seconds 1200
 

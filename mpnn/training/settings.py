@@ -114,7 +114,7 @@ class TrainConfig:
             raise InputError("teacher_orders, teacher_rounds are of kept answers: give `targets`")
         if self.teacher_sees == "native" and not self.mutations:
             raise InputError(
-                "teacher_sees is native: mutations must be above 0, or both are the same"
+                "teacher_sees is native: mutations must be above 0, for else no letter is replaced"
             )
         for name in ("mutations", "hidden_weight"):
             if getattr(self, name) and (self.teacher is None or self.targets is not None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import sys
 from typing import Any
 
@@ -117,20 +118,39 @@ def test_core_ml_is_chosen_for_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked["providers"] == ["CoreMLExecutionProvider", "CPUExecutionProvider"]
 
 
+def one_operation(name: str, kind: int) -> bytes:
+    """A graph of a single operation on one number of an ONNX type."""
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node(name, ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], name, [value("x", kind, [1])], [value("y", kind, [1])])
+    opset = onnx.helper.make_opsetid("", 20)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
 def test_float64_is_refused() -> None:
     """ONNX Runtime has no Erf in float64, and the engine takes float32 alone."""
     with pytest.raises(InputError, match=r"float32 weights, not torch\.float64"):
         OnnxEngine(formula_weights(CONFIG).double())
-    value = onnx.helper.make_tensor_value_info
-    node = onnx.helper.make_node("Erf", ["x"], ["y"])
-    double = onnx.TensorProto.DOUBLE
-    graph = onnx.helper.make_graph(
-        [node], "erf", [value("x", double, [1])], [value("y", double, [1])]
-    )
-    opset = onnx.helper.make_opsetid("", 20)
-    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
     with pytest.raises(Exception, match=r"Could not find an implementation for Erf"):
-        load(model.SerializeToString(), PROVIDERS["cpu"])
+        load(one_operation("Erf", onnx.TensorProto.DOUBLE), PROVIDERS["cpu"])
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_denormal_numbers_are_treated_as_before(flushed: bool) -> None:
+    """The first session of a process leaves it to its maker whether they count as zero."""
+    code = f"""
+import sys, torch
+from mpnn.optimizations.exact.workers import denormals_are_flushed
+from mpnn.optimizations.onnx import PROVIDERS, load
+
+torch.set_flush_denormal({flushed})
+load(sys.stdin.buffer.read(), PROVIDERS["cpu"])
+assert denormals_are_flushed() == {flushed}
+"""
+    graph = one_operation("Relu", onnx.TensorProto.FLOAT)
+    subprocess.run([sys.executable, "-c", code], input=graph, check=True)
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from mpnn.regression.roofline import peaks
 from mpnn.regression.workloads import about, accuracy, bound_of, parts_of, sides
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def flushed_denormals():
     """exp(−z²) makes denormals, which slow some matrix products down twenty times."""
     flush_denormals()

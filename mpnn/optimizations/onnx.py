@@ -11,7 +11,8 @@ made-up samples of five residues; one graph serves all sizes, 1 included. `topk`
 in it; nothing is kept on disk, so every process exports anew.
 
 **Threads.** As many as torch has, asleep between calls: spinning ones would take the processor from
-whatever runs beside.
+whatever runs beside. They treat denormal numbers as the thread that makes the session does; the
+first session of a process would change that for its maker too, by default to not flushing them.
 
 **Refused**: weights other than float32. For float64 and bfloat16 ONNX Runtime's CPU has no Erf,
 which is in the GELU; float16 it computes in float32. A device is refused where its execution
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from mpnn.batch import Batch
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
+from mpnn.optimizations.exact.workers import denormals_are_flushed
 from mpnn.optimizations.staged import StagedEncoding, StagedEngine, example
 
 PROVIDERS = {
@@ -126,6 +128,8 @@ def load(graph: bytes, provider: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    flushed = "1" if denormals_are_flushed() else "0"
+    options.add_session_config_entry("session.set_denormal_as_zero", flushed)
     providers = list(dict.fromkeys([provider, PROVIDERS["cpu"]]))
     return onnxruntime.InferenceSession(graph, options, providers=providers)
 

@@ -1,7 +1,7 @@
 """The state of a measuring process: what must be pinned, and what must not be there.
 
-Process state moves a ratio as much as noise does: with glibc's sliding mmap threshold the same test
-reads 10 % apart alone and in the suite.
+Process state moves a ratio as much as noise does: where the heap gives memory back, or a library
+turns the flushing of denormal numbers off, the same test reads 10 % apart alone and in the suite.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from mpnn.regression.hardware import THREADS
 PINNED = {
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": str(THREADS),
-    # glibc slides the first up to this value as blocks are freed; fixed, it cannot slide.
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    # All memory from the heap, and none of it given back: a block that glibc maps by itself, as it
+    # does with one of 32 MiB or more whatever its threshold, costs page faults in every call, and
+    # how many is a matter of luck: a pair was 2.5 times as fast in one process, 1.7 in another.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 """Environment that a measuring process starts with."""
 

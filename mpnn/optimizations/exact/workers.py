@@ -115,6 +115,11 @@ def flush_denormals() -> None:
     torch.set_flush_denormal(True)
 
 
+def denormals_are_flushed() -> bool:
+    """Whether this thread counts denormal numbers as zero."""
+    return not (torch.tensor(1e-40) * 2).item()
+
+
 def _alone() -> None:
     torch.set_num_threads(1)
     flush_denormals()

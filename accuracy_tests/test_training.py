@@ -29,7 +29,7 @@ from mpnn.training.data import (
     packed,
     whole_chain,
 )
-from mpnn.training.distillation import PresentTeacher, Teacher
+from mpnn.training.distillation import PresentTeacher, Teacher, mutated
 from mpnn.training.hidden import HiddenMatch
 from mpnn.training.job import read_config
 from mpnn.training.settings import TOGETHER
@@ -327,7 +327,8 @@ def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught, monkey
     """A run stopped between two saves ends with the weights of a run never stopped."""
     if taught == "by kept answers":
         targets = str(tmp_path / "targets")
-        config = dataclasses.replace(config, teacher=teacher_file, targets=targets)
+        native = {"mutations": 0.3, "teacher_sees": "native"}
+        config = dataclasses.replace(config, teacher=teacher_file, targets=targets, **native)
     elif taught == "by answers of its own":
         config = dataclasses.replace(config, teacher=teacher_file, mutations=0.3)
     elif taught == "by hidden vectors":
@@ -743,6 +744,19 @@ def test_targets_are_computed_once(chains, teacher_file, tmp_path, monkeypatch):
         Teacher(teacher_file, chains, 3, tmp_path / "t").log_probs(crop)
 
 
+def test_kept_answers_replace_letters_for_the_student_alone(chains, teacher_file, tmp_path):
+    """They stay those for native letters; some letters become draws from them."""
+    crops = [draw(chains, DrawConfig(max_length=30, orders=2), number) for number in range(3)]
+    native, expected = Teacher(teacher_file, chains, 2, tmp_path).answer(crops)
+    S, soft = Teacher(teacher_file, chains, 2, tmp_path, mutations=0.6).answer(crops)
+    assert torch.equal(soft, expected)
+    assert torch.equal(S, mutated(native, expected, crops, 0.6))
+    lot = torch.from_numpy(np.concatenate([crop.lot for crop in crops]))
+    replaced = lot[:, 0] < 0.6
+    assert torch.equal(S[~replaced], native[~replaced])
+    assert (S[replaced] != native[replaced]).float().mean() > 0.5
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_student_comes_nearer_to_its_teacher(config, teacher_file, tmp_path, kept):
     """Trained on the teacher's distributions alone, the cross-entropy to them falls."""
@@ -1043,12 +1057,12 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"tokens": -4}, "tokens must be at least 1, not -4"),
         ({"label_smoothing": 1.5}, "between 0 and 1, not 1.5"),
         ({"teacher": "v_48_002", "teacher_orders": 4}, "are of kept answers: give `targets`"),
-        ({"mutations": 0.3}, "mutations above 0 needs a teacher that is asked each time"),
+        ({"mutations": 0.3}, "mutations above 0 needs a teacher"),
         ({"hidden_weight": 0.3}, "hidden_weight above 0 needs a teacher that is asked each time"),
         ({"hidden_weight": -1.0}, "hidden_weight must be 0 or more, not -1.0"),
         ({"hidden_weight": float("nan")}, "hidden_weight must be 0 or more, not nan"),
         ({"optimizer": "sgd"}, "optimizer is adamw or muon, not 'sgd'"),
-        ({"teacher": "v_48_002", "targets": "t", "mutations": 0.3}, "without `targets`"),
+        ({"teacher": "v_48_002", "targets": "t", "mutations": 0.3}, 'teacher_sees = "native"'),
         ({"mutations": -0.1}, "between 0 and 1, not -0.1"),
         ({"teacher_sees": "all"}, "teacher_sees is shown or native, not 'all'"),
         ({"teacher": "v_48_002", "teacher_sees": "native"}, "mutations must be above 0"),

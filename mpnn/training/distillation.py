@@ -1,9 +1,10 @@
 """A teacher's distributions as soft targets: kept in a file, or asked anew for every crop.
 
-Kept answers cost a teacher once, and pay for small students that are as fast as it. Asked anew, it
-sees what the student sees, noise, cut and order, and letters that were never native: there is no
-end of such examples to learn by heart (Beyer et al. 2022, *A good teacher is patient and
-consistent*). What either is worth stands in `mpnn/checkpoints/README.md`.
+Kept answers cost a teacher once, and pay for small students, whose own work is less than its. Asked
+anew, it sees what the student sees, noise, cut and order, and letters that were never native: there
+is no end of such examples to learn by heart (Beyer et al. 2022, *A good teacher is patient and
+consistent*). Either way its distributions can replace some of the letters that a student is shown.
+What each is worth stands in `mpnn/checkpoints/README.md`.
 """
 
 from __future__ import annotations
@@ -74,13 +75,8 @@ class PresentTeacher:
         """The same, for the crops as a batch too."""
         encoded = forward.encode(self.model, batch)
         log_probs = forward.decode(self.model, batch, *encoded, batch.rank)
-        if not self.mutations:
-            return batch.S, log_probs
-        lot = torch.from_numpy(np.concatenate([crop.lot for crop in crops])).to(batch.S.device)
-        sums = log_probs[:, :UNKNOWN].exp().cumsum(1)  # of the 20 residues
-        drawn = (sums < lot[:, 1:] * sums[:, -1:]).sum(1)
-        S = torch.where(lot[:, 0] < self.mutations, drawn, batch.S)
-        if self.sees == "native":
+        S = mutated(batch.S, log_probs, crops, self.mutations)
+        if self.sees == "native" or not self.mutations:
             return S, log_probs
         shown = dataclasses.replace(batch, S=S)
         return S, forward.decode(self.model, shown, *encoded, batch.rank)
@@ -89,14 +85,29 @@ class PresentTeacher:
 class Teacher:
     """A network whose kept distributions are the target of another.
 
-    The answers for a chain are those in its fixed orders, for its whole length and without noise.
-    The file's name carries a digest of teacher, chains and number of orders.
+    The answers for a chain are those in its fixed orders, for its whole length, native letters and
+    without noise. The file's name carries a digest of teacher, chains and number of orders.
     """
 
     def __init__(
-        self, weights: str, chains: ChainSet, orders: int, folder: str | Path, device: str = "cpu"
+        self,
+        weights: str,
+        chains: ChainSet,
+        orders: int,
+        folder: str | Path,
+        mutations: float = 0.0,
+        device: str = "cpu",
     ) -> None:
-        """Loads the weights (a name or a path); opens or makes their file of answers in `folder`.
+        """Loads the weights (a name or a path); opens or makes their file of answers.
+
+        Args:
+            weights: of any network.
+            chains: those that are asked about.
+            orders: of each chain.
+            folder: where the file is, or is to be.
+            mutations: share of the letters that are replaced, for the student alone, by draws from
+                the answers.
+            device: where it runs.
 
         Raises:
             InputError: there are no such weights.
@@ -105,7 +116,7 @@ class Teacher:
         model, _ = load_weights(path)
         self.engine = engine_for(model, device=device)
         self.chains = chains
-        self.orders = orders
+        self.orders, self.mutations = orders, mutations
         digest = hashlib.sha256(path.read_bytes())
         digest.update(np.ascontiguousarray(chains.offsets).tobytes())
         digest.update(str(orders).encode())
@@ -115,11 +126,12 @@ class Teacher:
         self.kept = _open_kept(stem.with_suffix(".npy"), shape)
 
     def answer(self, crops: Sequence[Crop]) -> Answer:
-        """The letters as they are, and log-probabilities of the kept orders."""
-        S = np.concatenate([crop.residues.S for crop in crops])
-        kept = np.concatenate([self.log_probs(crop) for crop in crops])
+        """Letters to show to the student, and log-probabilities of the kept orders."""
         device = self.engine.device
-        return torch.from_numpy(S).to(device), torch.from_numpy(kept).to(device)
+        S = torch.from_numpy(np.concatenate([crop.residues.S for crop in crops])).to(device)
+        kept = np.concatenate([self.log_probs(crop) for crop in crops])
+        log_probs = torch.from_numpy(kept).to(device, torch.float32)
+        return mutated(S, log_probs, crops, self.mutations), log_probs
 
     def log_probs(self, crop: Crop) -> NDArray[np.float16]:
         """Log-probabilities [L, 21] for a crop that was drawn with a fixed order."""
@@ -146,6 +158,16 @@ class Teacher:
 
 
 AnyTeacher = Teacher | PresentTeacher
+
+
+def mutated(S: Tensor, log_probs: Tensor, crops: Sequence[Crop], share: float) -> Tensor:
+    """Letters S [R], a share of them replaced by draws from exp(log_probs) [R, 21]; never by X."""
+    if not share:
+        return S
+    lot = torch.from_numpy(np.concatenate([crop.lot for crop in crops])).to(S.device)
+    sums = log_probs[:, :UNKNOWN].exp().cumsum(1)
+    drawn = (sums < lot[:, 1:] * sums[:, -1:]).sum(1)
+    return torch.where(lot[:, 0] < share, drawn, S)
 
 
 def _open_kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:

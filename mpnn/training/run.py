@@ -445,7 +445,14 @@ def _teacher(config: TrainConfig, chains: TrainingChains) -> AnyTeacher | None:
             config.device,
             config.precision,
         )
-    return Teacher(config.teacher, chains, config.teacher_orders, config.targets, config.device)
+    return Teacher(
+        config.teacher,
+        chains,
+        config.teacher_orders,
+        config.targets,
+        config.mutations,
+        config.device,
+    )
 
 
 def _nll(batch: RaggedBatch, log_probs: Tensor) -> Tensor:

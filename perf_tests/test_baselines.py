@@ -96,7 +96,7 @@ def test_interrupted_recording_leaves_the_old_run(tmp_path, monkeypatch):
     def interrupted(_handle):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(baselines.os, "fsync", interrupted)
+    monkeypatch.setattr("os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         baselines.write(folder, run())
     assert list(folder.iterdir()) == [kept]

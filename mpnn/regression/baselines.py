@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mpnn.errors import InputError
+from mpnn.output import write_whole
 from mpnn.regression.timing import Verdict, median
 
 Row = Mapping[str, Any]
@@ -139,24 +138,12 @@ def write(folder: Path, data: Mapping[str, Any], dropped: Iterable[str] = ()) ->
         data: pytest-benchmark JSON of the rows that were measured.
         dropped: rows of the run before that end with it: no test bears their id any more.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = run_files(folder)
     data = _with_earlier_rows(data, files[-1], set(dropped)) if files else _signed(data)
     number = int(files[-1].name[:4]) + 1 if files else 1
     path = folder / f"{number:04}_{data['commit_info']['id'][:8]}.json"
     text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".recording-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        whole = Path(temporary)
-        whole.chmod(0o644)
-        whole.replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text)
     return path
 
 

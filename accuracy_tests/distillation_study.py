@@ -1,6 +1,6 @@
 """What a teacher is worth at equal cost: the same student without one, and taught in three ways.
 
-    OMP_NUM_THREADS=1 python accuracy_tests/distillation_study.py --seconds 1200
+    OMP_NUM_THREADS=1 python accuracy_tests/distillation_study.py
 
 Each arm trains one architecture from the same random weights: `plain` on the native letters alone;
 `kept` on a teacher's kept answers too; `asked` on those of a teacher that is asked about every crop
@@ -212,10 +212,10 @@ def study(architecture, teacher, precision, seconds, folder, only=()):
 def main():
     """Runs or goes on with the study, and stores it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=1200.0, help="CPU seconds for each arm")
-    parser.add_argument("--architecture", default="minimal-fast")
+    parser.add_argument("--seconds", type=float, default=480.0, help="CPU seconds for each arm")
+    parser.add_argument("--architecture", default="fast")
     parser.add_argument("--teacher", default="v_48_002", help="name or path of weights")
-    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
+    parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=(), help="some alone")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of states and answers")
     parser.add_argument("--out", type=Path, default=TARGET)

@@ -449,6 +449,21 @@ def test_a_recording_is_of_the_commit_that_it_began_with(project):
     assert len(project.runs()) == 1
 
 
+def test_a_recording_that_cannot_be_written_says_so(project):
+    """A full disk is named, and the run before stays."""
+    project.plant(
+        "import errno, os\n"
+        "def full(_handle):\n"
+        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "os.fsync = full\n"
+    )
+    session = project.pytest("perf_tests", "--record")
+    assert session.code == 1
+    assert "nothing was recorded" in session.output
+    assert "No space left" in session.output
+    assert len(project.runs()) == 1
+
+
 def test_a_test_that_fails_after_its_timing_is_not_stored(project):
     """Only rows whose test passed from setup to teardown become baselines."""
     project.plant(

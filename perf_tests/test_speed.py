@@ -14,7 +14,10 @@ from mpnn.regression.workloads import about, accuracy, bound_of, parts_of, sides
 
 @pytest.fixture(autouse=True)
 def flushed_denormals():
-    """exp(−z²) makes denormals, which slow some matrix products down twenty times."""
+    """exp(−z²) makes denormals, which slow some matrix products down twenty times.
+
+    Before each claim, for the packages that a claim before it has loaded may have turned this off.
+    """
     flush_denormals()
     yield
     torch.set_flush_denormal(False)

@@ -1,6 +1,6 @@
 """One module, one way to run the network. Read one and you have read them all.
 
-Every engine loads a `ProteinMPNN`, encodes a batch once, and then scores and samples from the
+Every engine loads a network, encodes a batch once, and then scores and samples from the
 encoding as often as asked. Results come back as host arrays, so returning is synchronising.
 """
 

@@ -4,10 +4,9 @@ A tree searches one structure at a time, in float64; what it finds goes with the
 whatever device and engine the network runs on. It holds complete residues alone. A residue without
 atoms has the row's largest distance to everything, as in `mpnn.graph.neighbors`, so it comes last.
 
-Source of the idea: scikit-learn's ball tree, published for devices on which top-k is slow. On one
-CPU core, with K = 48, distances and top-k in torch are overtaken by the k-d tree at L = 400 and by
-the ball tree at 700: at 106 residues the trees take 1.3 and 1.5 times as long, at 1,000, 2,000 and
-4,000 the k-d tree is 4, 9 and 29 times as fast, the ball tree 3, 6 and 14 times. Of the whole model
+Source of the idea: scikit-learn's ball tree, published for devices on which top-k is slow. On a CPU
+the trees lose to distances and top-k in torch at 106 residues and win from 500 (k-d tree) or 1,000
+(ball tree) on: the claims `cpu-knn-step*` and `kd-tree-step*` say by how much. Of the whole model
 the search is under 1 %.
 """
 

@@ -22,7 +22,7 @@ LEGS, LEG_SECONDS = 5, 0.05
 
 
 def seconds_per_unit(side: Any) -> float:
-    """Median over a few legs of at least 50 ms, after one leg to warm up."""
+    """Median over a few legs of about 50 ms or one call, after one leg to warm up."""
     start = time.perf_counter()
     side.call(0)
     repeats = max(1, round(LEG_SECONDS / (time.perf_counter() - start)))

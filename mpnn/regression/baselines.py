@@ -137,6 +137,9 @@ def write(folder: Path, data: Mapping[str, Any], dropped: Iterable[str] = ()) ->
         folder: `baselines/<hardware>`.
         data: pytest-benchmark JSON of the rows that were measured.
         dropped: rows of the run before that end with it: no test bears their id any more.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
     """
     files = run_files(folder)
     data = _with_earlier_rows(data, files[-1], set(dropped)) if files else _signed(data)

@@ -380,7 +380,10 @@ def _record(config: pytest.Config, vanished: Iterable[str]) -> list[str]:
         config=config, benchmarks=session.benchmarks, output_json=data
     )
     data["benchmarks"] = [row for row in data["benchmarks"] if row["fullname"] in passed]
-    baselines.write(baselines_root(config) / this_machine().id, data, vanished)
+    try:
+        baselines.write(baselines_root(config) / this_machine().id, data, vanished)
+    except InputError as error:
+        return [f"nothing was recorded: {error}"]
     measured = config.stash[GATE].rows.items()
     config.stash[MOVED] = [
         moved(name, row) for name, row in measured if name in passed and row["verdict"] in CHANGED

@@ -2,6 +2,7 @@
 
 Process state moves a ratio as much as noise does: where the heap gives memory back, or a library
 turns the flushing of denormal numbers off, the same test reads 10 % apart alone and in the suite.
+Memory is pinned here; the tests of claims flush denormals.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from mpnn.regression.hardware import THREADS
 PINNED = {
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": str(THREADS),
-    # All memory from the heap, and none of it given back: a block that glibc maps by itself, as it
-    # does with one of 32 MiB or more whatever its threshold, costs page faults in every call, and
-    # how many is a matter of luck: a pair was 2.5 times as fast in one process, 1.7 in another.
+    # All memory from one heap, and none of it given back. A block that glibc maps by itself costs
+    # page faults in every call, and how many is a matter of luck: with blocks above 32 MiB mapped,
+    # a pair was 2.5 times as fast in one process and 1.7 times in another.
     "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_ARENA_MAX": "1",  # else threads have heaps of 64 MiB, and map what is larger
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 """Environment that a measuring process starts with."""

@@ -1,10 +1,11 @@
 """A teacher's distributions as soft targets: kept in a file, or asked anew for every crop.
 
-Kept answers cost a teacher once, and pay for small students, whose own work is less than its. Asked
-anew, it sees what the student sees, noise, cut and order, and letters that were never native: there
-is no end of such examples to learn by heart (Beyer et al. 2022, *A good teacher is patient and
-consistent*). Either way its distributions can replace some of the letters that a student is shown.
-What each is worth stands in `mpnn/checkpoints/README.md`.
+Kept answers cost a teacher once: they are for long runs of small students, whose own work is less
+than its. Asked anew, it sees the noise, the cut and the order that its student sees, and if wanted
+letters that were never native: there is no end of such examples to learn by heart (Beyer et al.
+2022, *A good teacher is patient and consistent*). Either way letters drawn from its answers can
+replace some of those that the student is shown. What each was worth stands in
+`mpnn/checkpoints/README.md`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Answer = tuple[Tensor, Tensor]
 
 
 class PresentTeacher:
-    """A network that is asked about every crop as the student sees it."""
+    """A network that is asked about every crop, under its noise, cut and order."""
 
     def __init__(
         self,
@@ -85,8 +86,8 @@ class PresentTeacher:
 class Teacher:
     """A network whose kept distributions are the target of another.
 
-    The answers for a chain are those in its fixed orders, for its whole length, native letters and
-    without noise. The file's name carries a digest of teacher, chains and number of orders.
+    The answers for a chain are those in its fixed orders, for its whole length, for native letters
+    and without noise. The file's name carries a digest of teacher, chains and number of orders.
     """
 
     def __init__(

@@ -244,7 +244,7 @@ class _Run:
         loss = (1 - smooth) * nll.sum() - smooth * (log_probs.mean(1) * known).sum()
         if soft is not None:
             share = config.teacher_weight
-            loss = (1 - share) * loss - share * (soft.to(log_probs.dtype).exp() * log_probs).sum()
+            loss = (1 - share) * loss - share * (soft.exp() * log_probs).sum()
         unlike = torch.zeros_like(loss)
         if self.match is not None:
             with forward.products_in(config.precision, config.device):

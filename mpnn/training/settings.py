@@ -64,7 +64,7 @@ class TrainConfig:
     teacher_orders: int = 2  # decoding orders of each chain, of kept answers
     teacher_rounds: int = 1  # rounds over all clusters in which chains are new
     targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
-    mutations: float = 0.0  # share of letters that are replaced by draws of the teacher's
+    mutations: float = 0.0  # share of letters that are replaced by draws from the teacher's answers
     teacher_sees: str = "shown"  # letters as the student is shown them, or native ones
     hidden_weight: float = 0.0  # of hidden vectors unlike a teacher's that is asked each time
     seed: int = 0
@@ -116,14 +116,14 @@ class TrainConfig:
             raise InputError(
                 "teacher_sees is native: mutations must be above 0, for else no letter is replaced"
             )
-        absent = self.teacher is None or self.targets is not None
-        if self.hidden_weight and absent:
+        kept = self.targets is not None
+        if self.hidden_weight and (self.teacher is None or kept):
             raise InputError(
                 "hidden_weight above 0 needs a teacher that is asked each time, without `targets`"
             )
         if self.mutations and self.teacher is None:
-            raise InputError("mutations above 0 needs a teacher, who draws them")
-        if self.mutations and absent and self.teacher_sees == "shown":
+            raise InputError("mutations above 0 needs a teacher, from whose answers they are drawn")
+        if self.mutations and kept and self.teacher_sees == "shown":
             raise InputError(
                 "mutations above 0 with kept answers, which are for native letters, needs "
                 'teacher_sees = "native"; or leave `targets` out'

@@ -117,7 +117,7 @@ def flush_denormals() -> None:
 
 def denormals_are_flushed() -> bool:
     """Whether this thread counts denormal numbers as zero."""
-    return not (torch.tensor(1e-40) * 2).item()
+    return not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 2).item()
 
 
 def _alone() -> None:

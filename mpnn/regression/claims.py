@@ -80,6 +80,10 @@ OTHER_WORK = Rule(margin=0.05)
 with what else the machine does, their ratio moves by up to 3 % between sessions, and no number of
 pairs mends that. The gate's own error rates are those of a claim with the standard margin."""
 
+PLACED = Rule(margin=0.10)
+"""For a subject of many small operations, 20 ms in all: where its memory happens to lie moves its
+time by up to 7 % from one process to another."""
+
 HALF_SECOND = Rule(margin=0.05, pairs=12)
 """For legs of half a second: fewer pairs, so a wider margin."""
 
@@ -248,7 +252,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("one-shot-exact-8x106", "the exact engine on the one-shot network, eight sequences",
           "one-shot-exact", "sample-8x106", reference="one-shot", slow=True),
     Claim("ssm", "state-space layers along the chain", "ssm", "score-1x106",
-          Published("design only", None, "–"), compare=RECOVERY, rule=OTHER_WORK),
+          Published("design only", None, "–"), compare=RECOVERY, rule=PLACED),
     Claim("ssm-1x106", "state-space layers along the chain, one sequence drawn", "ssm",
           "sample-1x106", compare=RECOVERY, rule=SECONDS, slow=True),
 )  # fmt: skip

@@ -1062,7 +1062,7 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"tokens": -4}, "tokens must be at least 1, not -4"),
         ({"label_smoothing": 1.5}, "between 0 and 1, not 1.5"),
         ({"teacher": "v_48_002", "teacher_orders": 4}, "are of kept answers: give `targets`"),
-        ({"mutations": 0.3}, "mutations above 0 needs a teacher"),
+        ({"mutations": 0.3}, "mutations above 0 needs a teacher, from whose answers"),
         ({"hidden_weight": 0.3}, "hidden_weight above 0 needs a teacher that is asked each time"),
         ({"hidden_weight": -1.0}, "hidden_weight must be 0 or more, not -1.0"),
         ({"hidden_weight": float("nan")}, "hidden_weight must be 0 or more, not nan"),

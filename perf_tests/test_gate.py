@@ -424,13 +424,18 @@ def test_a_noisy_row_keeps_its_old_figure_and_the_others_are_stored(project):
     assert project.rows()[-1][C] != old[C]
 
 
+def refused_recording(project, *arguments, **planted):
+    """What a recording says that is red and stores nothing."""
+    session = project.pytest("perf_tests", "--record", *arguments, **planted)
+    assert session.code == 1
+    assert len(project.runs()) == 1
+    return session.output
+
+
 @pytest.mark.parametrize("argument", ["-x", "--maxfail=1"])
 def test_a_recording_that_was_stopped_stores_nothing(project, argument):
     """A session that ended at its first failure has not come to its end."""
-    session = project.pytest("perf_tests", "--record", argument, noise_of_c=0.9)
-    assert session.code == 1
-    assert "did not come to its end" in session.output
-    assert len(project.runs()) == 1
+    assert "did not come to its end" in refused_recording(project, argument, noise_of_c=0.9)
 
 
 def test_a_recording_is_of_the_commit_that_it_began_with(project):
@@ -443,10 +448,7 @@ def test_a_recording_is_of_the_commit_that_it_began_with(project):
         "    who = ['-c', 'user.name=a', '-c', 'user.email=a@example.org']\n"
         "    subprocess.run(['git', *who, 'commit', '--allow-empty', '-qm', 'x'], check=True)\n"
     )
-    session = project.pytest("perf_tests", "--record")
-    assert session.code == 1
-    assert "another commit was checked out" in session.output
-    assert len(project.runs()) == 1
+    assert "another commit was checked out" in refused_recording(project)
 
 
 def test_a_recording_that_cannot_be_written_says_so(project):
@@ -457,11 +459,9 @@ def test_a_recording_that_cannot_be_written_says_so(project):
         "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "os.fsync = full\n"
     )
-    session = project.pytest("perf_tests", "--record")
-    assert session.code == 1
-    assert "nothing was recorded" in session.output
-    assert "No space left" in session.output
-    assert len(project.runs()) == 1
+    said = refused_recording(project)
+    assert "nothing was recorded" in said
+    assert "No space left" in said
 
 
 def test_a_test_that_fails_after_its_timing_is_not_stored(project):

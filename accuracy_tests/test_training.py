@@ -672,6 +672,29 @@ def test_a_run_begins_from_weights_of_the_same_shapes(config, tmp_path, monkeypa
     assert card["training"]["begin_from"] == Path(config.weights).stem
 
 
+def test_a_run_begins_from_the_mean_of_several(config, tmp_path):
+    """Runs of different draws, each on a core of its own, can be gone on with as one."""
+    parts, paths = [], []
+    for seed in (1, 2, 3):
+        paths.append(str(tmp_path / f"{seed}.safetensors"))
+        state = str(tmp_path / f"{seed}.pt")
+        one = dataclasses.replace(config, seed=seed, weights=paths[-1], state=state)
+        parts.append(weights_of(train(one)))
+    following = dataclasses.replace(
+        config,
+        begin_from=paths,
+        weights=str(tmp_path / "one.safetensors"),
+        state=str(tmp_path / "one.pt"),
+        warmup_steps=10**9,  # steps too small to be seen
+        weight_decay=0.0,
+    )
+    model = train(following)
+    for name, weight in model.state_dict().items():
+        mean = torch.stack([part[name] for part in parts]).mean(0)
+        assert (weight - mean).abs().max() < 1e-6
+    assert load_checkpoint(following.weights)[1]["training"]["begin_from"] == ["1", "2", "3"]
+
+
 def test_a_resumed_run_begins_where_it_stopped(config, tmp_path):
     """The weights that a run began from are not needed, nor taken, a second time."""
     train(config)
@@ -699,6 +722,7 @@ def test_weights_that_do_not_fit_are_refused(config, tmp_path, teacher_file, mon
         ({"begin_from": teacher_file}, "card tells of no training"),
         ({"begin_from": str(published)}, "trained here"),
         ({"begin_from": "nowhere"}, "no such weights"),
+        ({"begin_from": [config.weights, "nowhere"]}, "no such weights"),
     ]:
         with pytest.raises(InputError, match=message):
             train(dataclasses.replace(config, state=str(tmp_path / "other.pt"), **change))
@@ -1072,6 +1096,9 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"teacher_sees": "all"}, "teacher_sees is shown or native, not 'all'"),
         ({"teacher": "v_48_002", "teacher_sees": "native"}, "mutations must be above 0"),
         ({"begin_from": "v_48_020"}, "random weights or with .safetensors that were trained here"),
+        ({"begin_from": ["tiny", "v_48_020"]}, "that were trained here"),
+        ({"begin_from": []}, "names no weights"),
+        ({"begin_from": ["tiny", 2]}, "names weights, not 2"),
         ({"weights": "tiny.pt"}, "written as .safetensors"),
     ],
 )

@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from mpnn.errors import InputError
 from mpnn.files import log_console
@@ -77,7 +77,9 @@ def _check_settings(path: str, settings: dict[str, Any]) -> None:
     if missing := [name for name in required if name not in settings]:
         raise InputError(f"{path}: settings {', '.join(missing)} are missing")
     for name, value in settings.items():
-        allowed = get_args(types[name]) or (types[name],)
+        allowed = tuple(
+            get_origin(kind) or kind for kind in get_args(types[name]) or (types[name],)
+        )
         if float in allowed and isinstance(value, int):
             settings[name] = value = float(value)
         if isinstance(value, bool) or not isinstance(value, allowed):

@@ -316,8 +316,9 @@ class _Run:
             del settings[name]
         if settings["teacher"] is not None:
             settings["answers"] = "kept" if kept else "asked for every crop"
-        for name in ("teacher", "begin_from"):
-            settings[name] = settings[name] and Path(settings[name]).stem
+        settings["teacher"] = settings["teacher"] and Path(settings["teacher"]).stem
+        stems = [Path(name).stem for name in self.config.origins]
+        settings["begin_from"] = stems if len(stems) > 1 else next(iter(stems), None)
         return {
             "name": Path(places["weights"]).stem,
             "training": {**settings, "data": places["data"]},
@@ -357,8 +358,8 @@ class _Run:
             if self.ended:
                 self.write_weights()
             return
-        if self.config.begin_from is not None:
-            self._take_over(find_weights(self.config.begin_from))
+        if self.config.origins:
+            self._take_over([find_weights(name) for name in self.config.origins])
         if self.match is not None and self.match.maps:
             self._fit(self.match)
 
@@ -375,12 +376,18 @@ class _Run:
             self._log_probs(crops, dataclasses.replace(batch, S=S))
         match.fit(batch.neighbor_mask)
 
-    def _take_over(self, path: Path) -> None:
-        """Gives the network the weights of another that was trained here.
+    def _take_over(self, paths: Sequence[Path]) -> None:
+        """Gives the network the mean of the weights of others that were trained here.
 
         Raises:
             InputError: they are not from here, or their shapes differ.
         """
+        found = [self._weights_to_begin_from(path) for path in paths]
+        self.model.load_state_dict(
+            {name: sum(weights[name] for weights in found) / len(found) for name in found[0]}
+        )
+
+    def _weights_to_begin_from(self, path: Path) -> dict[str, Tensor]:
         if path.suffix != ".safetensors":
             raise InputError(f"begin_from is {path}: {OWN_WEIGHTS_ONLY}")
         other, card = load_checkpoint(path)
@@ -400,7 +407,7 @@ class _Run:
                 f"{self.model.config}: {len(differ)} tensors differ in shape, the first is "
                 f"{differ[0]}; take weights of the same layers and width"
             )
-        self.model.load_state_dict(theirs)
+        return theirs
 
     def _restore(self, path: Path) -> None:
         try:

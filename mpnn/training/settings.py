@@ -58,7 +58,7 @@ class TrainConfig:
     max_length: int = 256  # residues of a crop
     noise: float = 0.02  # Å on every coordinate
     label_smoothing: float = 0.0
-    begin_from: str | None = None  # name or path of weights trained here; None: random weights
+    begin_from: str | list[str] | None = None  # weights trained here, or several, for their mean
     teacher: str | None = None  # name or path of weights; None: the native letters alone
     teacher_weight: float = 0.7  # share of the teacher's distribution in the target
     teacher_orders: int = 2  # decoding orders of each chain, of kept answers
@@ -104,8 +104,13 @@ class TrainConfig:
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
-        if self.begin_from in PUBLISHED:
-            raise InputError(f"begin_from is {self.begin_from}: {OWN_WEIGHTS_ONLY}")
+        if self.begin_from == []:
+            raise InputError("begin_from names no weights; leave it out for random ones")
+        for name in self.origins:
+            if not isinstance(name, str):
+                raise InputError(f"begin_from names weights, not {name!r}")
+            if name in PUBLISHED:
+                raise InputError(f"begin_from is {name}: {OWN_WEIGHTS_ONLY}")
 
     def _check_teacher(self) -> None:
         of_kept = self.teacher_orders, self.teacher_rounds
@@ -139,6 +144,13 @@ class TrainConfig:
         return step % self.validate_every == 0 or step == self.steps
 
     @property
+    def origins(self) -> list[str]:
+        """Names or paths of the weights that a run begins from; none: it begins at random."""
+        if self.begin_from is None:
+            return []
+        return [self.begin_from] if isinstance(self.begin_from, str) else self.begin_from
+
+    @property
     def draws(self) -> DrawConfig:
         """How this run draws its crops."""
         if self.teacher is None or self.targets is None:
@@ -167,9 +179,11 @@ def check_together(configs: Sequence[TrainConfig]) -> None:
         if times > 1:
             raise InputError(f"{path}: two runs, or weights and state of one, are to be this file")
     for config, other in itertools.permutations(configs, 2):
-        for name in ("begin_from", "teacher"):
-            place = getattr(config, name)
-            if place is not None and Path(place).resolve() == Path(other.weights).resolve():
+        needed = [("begin_from", place) for place in config.origins]
+        if config.teacher is not None:
+            needed.append(("teacher", config.teacher))
+        for name, place in needed:
+            if Path(place).resolve() == Path(other.weights).resolve():
                 raise InputError(
                     f"{config.weights}: its {name} {place} is still to be written; "
                     "let that run end first, and start this one then"

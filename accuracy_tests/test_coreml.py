@@ -587,6 +587,33 @@ def test_plan_of_one_function(packages: Callable[[str], Path], tmp_path: Path) -
     assert differences(model, evaluator, [BUCKET]) == differences(model, same, [BUCKET])
 
 
+@pytest.mark.parametrize("elsewhere", ["encode_64", "decode_64", None])
+def test_a_figure_of_the_neural_engine_is_measured_on_it(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: str | None
+) -> None:
+    """Where Core ML means to run half of a function elsewhere, nothing is measured."""
+
+    def placements(package: Path, function: str, unit: str) -> list[plan.Placement]:
+        assert (package, unit) == (Path("network"), "CPU_AND_NE")
+        rest = 0.5 if function == elsewhere else 0.25
+        return [
+            plan.Placement("conv", "v1", "NE", 1 - rest),
+            plan.Placement("gelu", "v2", "CPU", rest),
+        ]
+
+    monkeypatch.setattr("platform.mac_ver", lambda: ("15.5", ("", "", ""), "arm64"))
+    monkeypatch.setattr("mpnn.optimizations.coreml.engine.placements", placements)
+    monkeypatch.setattr(
+        "mpnn.optimizations.coreml.engine.cached_package", lambda *_: Path("network")
+    )
+    engine = CoreMLEngine(formula_weights(TINY))
+    if elsewhere is None:
+        engine.require_neural_engine(40)
+        return
+    with pytest.raises(InputError, match=f"run 50% of {elsewhere} on the Neural Engine"):
+        engine.require_neural_engine(40)
+
+
 # --- slow, and on a Mac ---------------------------------------------------------------------
 
 

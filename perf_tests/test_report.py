@@ -19,7 +19,8 @@ from mpnn.decoding import Samples
 from mpnn.errors import InputError
 from mpnn.networks import engine_for
 from mpnn.regression import baselines, charts, report
-from mpnn.regression.claims import BY_ID, CLAIMS, Compare, not_measured_on
+from mpnn.regression.claims import BY_ID, CLAIMS, Compare, not_measured_here, not_measured_on
+from mpnn.regression.hardware import Hardware
 from mpnn.regression.roofline import network_work
 from mpnn.regression.table import session_table
 from mpnn.regression.workloads import WORKLOADS, about, recovery
@@ -129,6 +130,18 @@ def test_apple_claims_say_what_they_need():
     """What needs Apple Silicon says so elsewhere, and is measured there."""
     assert not_measured_on(BY_ID["ane-64"], apple=False) == "needs Apple Silicon"
     assert not_measured_on(BY_ID["ane-64"], apple=True) == ""
+
+
+@pytest.mark.parametrize(("virtual", "reason"), [(True, "that is not virtual"), (False, "")])
+def test_a_virtual_mac_measures_no_apple_claim(monkeypatch, virtual, reason):
+    """Its GPU is its host's, and it has no Neural Engine; what the CPU does is measured."""
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    mac = Hardware("Apple M3", virtual, "macos", "15")
+    monkeypatch.setattr("mpnn.regression.claims.this_machine", lambda: mac)
+    assert not_measured_here(BY_ID["ane-64"]).endswith(reason)
+    assert bool(not_measured_here(BY_ID["ane-64"])) == virtual
+    assert not_measured_here(BY_ID["minimal"]) == ""
 
 
 def test_work_is_that_of_the_published_network():

@@ -6,11 +6,12 @@ import random
 import pytest
 from toys import SimulatedClock
 
-from mpnn.regression.gate import RECORDING, Accuracy, Gate
+from mpnn.regression.gate import PORTABLE_MARGIN, RECORDING, Accuracy, Gate
 from mpnn.regression.timing import (
     INPUTS,
     PairedTiming,
     Rule,
+    Side,
     Verdict,
     balanced_repeats,
     interval,
@@ -189,6 +190,30 @@ def test_quick_is_coarser_and_still_exact():
     rule = quick(Rule())
     assert (rule.pairs, rule.looks, rule.margin) == (16, 1, 0.10)
     assert simulate(0, 1.25, rule=rule).verdict is Verdict.REGRESSED
+
+
+def test_a_compiling_first_call_is_not_calibrated_by():
+    """Legs are balanced by what a call takes once the first has compiled or converted."""
+    clock = SimulatedClock(0, noise=0)
+    side, calls = clock.side(0.02), []
+
+    def compiling(number):
+        clock.now += 0 if calls else 30.0
+        calls.append(number)
+        return side.call(number)
+
+    timing = measure(Side(compiling), clock.side(0.02), Rule(), expected=0.0, clock=clock)
+    assert timing.repeats == (1, 1)
+
+
+def test_figures_of_other_machines_count_where_they_say_something():
+    """Without a record of its own a machine is held to the others', but not in their arithmetic."""
+    elsewhere = Gate(None, {"a": -0.5})
+    expected, used = elsewhere.expectation("a", Rule())
+    assert (expected, used.margin) == (-0.5, PORTABLE_MARGIN)
+    assert elsewhere.expectation("a", Rule(portable=False))[0] is None
+    stored = Gate({"a": {"log_ratio": -0.4}}, {"a": -0.5})
+    assert stored.expectation("a", Rule(portable=False))[0] == -0.4
 
 
 def test_a_recording_looks_longer():

@@ -11,6 +11,7 @@ import platform
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from mpnn.regression.hardware import this_machine
 from mpnn.regression.timing import Rule
 
 STANDARD = Rule()
@@ -80,18 +81,24 @@ OTHER_WORK = Rule(margin=0.05)
 with what else the machine does, their ratio moves by up to 3 % between sessions, and no number of
 pairs mends that. The gate's own error rates are those of a claim with the standard margin."""
 
+ARITHMETIC = replace(OTHER_WORK, portable=False)
+"""For products in fewer bits, for which some processors have instructions and others have none."""
+
 PLACED = Rule(margin=0.10)
 """For a subject of many small operations, 20 ms in all: where its memory happens to lie moves its
 time by up to 7 % from one process to another."""
 
-HALF_SECOND = Rule(margin=0.05, pairs=12)
-"""For legs of half a second: fewer pairs, so a wider margin."""
+LIBRARY = Rule(margin=0.05, pairs=12, portable=False)
+"""For another library or compiler, which is another program on every processor."""
 
 EIGHT = Rule(margin=0.10, pairs=10)
 """For eight proteins a call, a second a leg: the bounds are the extremes of ten pairs, at first."""
 
 SECONDS = Rule(margin=0.10, pairs=10, looks=3)
 """For legs of seconds: the bounds are the extremes of ten pairs, at first."""
+
+SECONDS_HERE = replace(SECONDS, portable=False)
+"""The same for other arithmetic and other libraries."""
 
 PASSES = Rule(margin=0.25, pairs=16, looks=3)
 """Where the work depends on what is drawn: the number of passes differs from input to input."""
@@ -175,7 +182,7 @@ CLAIMS: tuple[Claim, ...] = (
     # Other ways to run the same network.
     Claim("mlx-fusion", "MLX: mx.compile against a launch for each operation, 2+2/64, k=12",
           "extreme-v2-mlx", "score-1x106", Published("0.64 ± 0.16 to 0.59 ± 0.23 ms", 1.08),
-          reference="extreme-v2-mlx-eager", rule=SECONDS),
+          reference="extreme-v2-mlx-eager", rule=SECONDS_HERE),
     Claim("metal-fusion", "MLX: messages and their sum as one Metal kernel, against mx.compile",
           "extreme-v2-mlx-fused", "score-1x106",
           Published("not built, 1.2–1.5× expected", None, "–", "E"), reference="extreme-v2-mlx",
@@ -220,28 +227,31 @@ CLAIMS: tuple[Claim, ...] = (
           slow=True),
     Claim("mixed-precision", "Linear weights fp16, biases and activations fp32", "mixed-formula",
           "score-1x106", Published("15.35 to 17.09 ± 2.82 ms", 0.9, "–", "E"),
-          reference="baseline-formula", compare=CLOSE, band=0.01),
+          reference="baseline-formula", compare=CLOSE, band=0.01,
+          rule=replace(STANDARD, portable=False)),
     Claim("half", "whole model in float16", "half", "score-1x106",
-          Published("runtime errors", None, "–"), compare=CLOSE, band=0.03, rule=SECONDS),
+          Published("runtime errors", None, "–"), compare=CLOSE, band=0.03,
+          rule=SECONDS_HERE),
     Claim("bfloat16", "whole model in bfloat16", "bfloat16", "score-1x106",
-          Published("runtime errors", None, "–"), compare=CLOSE, band=0.3, rule=OTHER_WORK),
+          Published("runtime errors", None, "–"), compare=CLOSE, band=0.3, rule=ARITHMETIC),
     Claim("exact-bfloat16", "the exact engine with products in bfloat16", "exact-bfloat16",
-          "score-1x106", compare=CLOSE, band=0.3, rule=OTHER_WORK),
+          "score-1x106", compare=CLOSE, band=0.3, rule=ARITHMETIC),
     Claim("exact-bfloat16-955", "the same, L=955 in three chains", "exact-bfloat16", "score-955",
-          reference="exact", compare=CLOSE, band=0.3, rule=SECONDS, slow=True),
+          reference="exact", compare=CLOSE, band=0.3, rule=SECONDS_HERE,
+          slow=True),
     Claim("buckets", "eight proteins of 40 to 320 residues, one by one to length buckets",
           "baseline-buckets-8", "score-8x40-320", rule=SECONDS, slow=True),
     Claim("torch-compile", "torch.compile against the same code uncompiled", "compiled",
-          "score-1x106", Published("", 0.99, "–"), reference="staged", rule=HALF_SECOND),
+          "score-1x106", Published("", 0.99, "–"), reference="staged", rule=LIBRARY),
     Claim("torchscript", "TorchScript against the same code uncompiled", "torchscript",
           "score-1x106", Published("1.05–1.15× estimated", 1.05, "–"), reference="staged",
-          rule=HALF_SECOND),
+          rule=LIBRARY),
     Claim("onnx", "ONNX Runtime", "onnx", "score-1x106", Published("not tested", None, "–"),
-          rule=HALF_SECOND),
+          rule=LIBRARY),
     Claim("onnx-1x106", "ONNX Runtime, one sequence, L=106", "onnx", "sample-1x106",
-          rule=SECONDS, slow=True),
+          rule=SECONDS_HERE, slow=True),
     Claim("int8", "quantised Linear layers", "int8", "score-1x106",
-          Published("not supported on MPS", None, "–"), compare=CLOSE, band=1.5, rule=OTHER_WORK),
+          Published("not supported on MPS", None, "–"), compare=CLOSE, band=1.5, rule=ARITHMETIC),
     Claim("distillation", "2+2/64, student of v_48_002", "minimal", "score-1x106",
           Published("training failed", None, "–"), compare=RECOVERY, rule=OTHER_WORK,
           slow=True),  # as `minimal`
@@ -279,6 +289,8 @@ BY_ID = {claim.id: claim for claim in CLAIMS}
 def not_measured_here(claim: Claim) -> str:
     """Why this machine cannot measure a claim; '' if it can."""
     apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    if claim.platform == _APPLE and apple and this_machine().virtual:
+        return f"needs {_APPLE} that is not virtual"
     return not_measured_on(claim, apple)
 
 

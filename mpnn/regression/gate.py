@@ -20,8 +20,9 @@ from mpnn.regression.timing import (
     quick,
 )
 
-PORTABLE_MARGIN = 0.5
-"""How much slower than on the recorded machines a ratio may be on one that has no record."""
+PORTABLE_MARGIN = 1.0
+"""How much slower than on the recorded machines a ratio may be on one that has no record: what is
+half as fast there may be so by its processor, what is slower has broken."""
 
 RECORDING = 4
 """Times as many looks, and as much time, as a session that judges: until the row can be stored."""
@@ -78,7 +79,7 @@ class Gate:
         rule = quick(rule) if self.quick else rule
         if before is not None:
             return before, rule
-        if name in self.portable:
+        if rule.portable and name in self.portable:
             return self.portable[name], replace(rule, margin=max(rule.margin, PORTABLE_MARGIN))
         return None, replace(rule, looks=1)
 

@@ -43,7 +43,7 @@ def this_machine() -> Hardware:
             chip or _sysctl("machdep.cpu.brand_string"),
             _sysctl("kern.hv_vmm_present") == "1",
             "macos",
-            platform.mac_ver()[0].split(".")[0],
+            _sysctl("kern.osproductversion").split(".")[0],  # mac_ver() may say 16 for 26
         )
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""

@@ -439,7 +439,8 @@ def _welcome(others: bool) -> str:
     )
     return (
         f"{machine} has no stored run yet: {held}. To gate at each claim's own margin, "
-        f"close other work, run `tox -e record` in a clean clone, commit baselines/{machine}/."
+        f"close other work, run `tox -e record` in a clean clone, renew the table by "
+        f"`mpnn report --readme README.md`, and commit it with baselines/{machine}/."
     )
 
 

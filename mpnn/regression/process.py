@@ -23,9 +23,11 @@ from mpnn.regression.hardware import THREADS
 PINNED = {
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": str(THREADS),
-    # All memory from one heap, and none of it given back. A block that glibc maps by itself costs
-    # page faults in every call, and how many is a matter of luck: with blocks above 32 MiB mapped,
-    # a pair was 2.5 times as fast in one process and 1.7 times in another.
+    "VECLIB_MAXIMUM_THREADS": str(THREADS),  # of Accelerate, which multiplies on a Mac
+    # All memory from one heap, and none of it given back; glibc's alone, which a Mac has not. A
+    # block that glibc maps by itself costs page faults in every call, and how many is a matter of
+    # luck: with blocks above 32 MiB mapped, a pair was 2.5 times as fast in one process and 1.7
+    # times in another.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_ARENA_MAX": "1",  # else threads have heaps of 64 MiB, and map what is larger
     "MALLOC_TRIM_THRESHOLD_": str(2**40),

@@ -19,7 +19,7 @@ from itertools import islice
 
 Clock = Callable[[], float]
 
-CALIBRATION_CALLS = 3
+CALIBRATION_CALLS = 2
 CALIBRATION_SECONDS = 0.5
 INPUTS = 4
 """Different inputs in rotation, so that no side can answer from a cache."""
@@ -58,6 +58,7 @@ class Rule:
         shortest_leg: seconds that both legs last at least.
         longest_leg: seconds beyond which the faster side is no longer repeated to keep up.
         budget: seconds after which no further look is begun.
+        portable: whether the figures of other machines say what to expect on one without its own.
     """
 
     margin: float = 0.03
@@ -68,6 +69,7 @@ class Rule:
     shortest_leg: float = 0.015
     longest_leg: float = 0.25
     budget: float = 40.0
+    portable: bool = True
 
     def __post_init__(self) -> None:
         if self.margin <= 0 or self.pairs < 1 or self.looks < 1:
@@ -274,7 +276,8 @@ class _Runner:
         return (self.clock() - start) / (repeats * self.side.units)
 
     def calibrate(self) -> float:
-        """Seconds of one call, the least of a few; this is the warm-up too."""
+        """Seconds of one call, the least of a few after the first, which may still compile."""
+        self.leg(1)
         best, spent, calls = math.inf, 0.0, 0
         while calls < CALIBRATION_CALLS and spent < CALIBRATION_SECONDS:
             seconds = self.leg(1) * self.side.units

@@ -139,16 +139,27 @@ class Task:
 
 
 def sides(claim: Claim) -> tuple[Side, Side]:
-    """Subject and reference of a claim, loaded and with the same inputs in rotation."""
+    """Subject and reference of a claim, loaded and with the same inputs in rotation.
+
+    The subject is called once: some engines convert, and may refuse, at their first call only.
+
+    Raises:
+        InputError: a structure, a package or a device that they need is not there, or not used.
+    """
     workload = WORKLOADS[claim.workload]
     inputs = [backbones(workload, seed) for seed in range(INPUTS)]
     subject, reference = find_variant(claim.subject), find_variant(claim.reference)
-    return side(subject, workload, inputs), side(reference, workload, inputs)
+    both = side(subject, workload, inputs), side(reference, workload, inputs)
+    both[0].call(0)
+    return both
 
 
 def side(variant: Variant, workload: Workload, inputs: Sequence[Sequence[Backbone]]) -> Side:
     """One variant on one workload: call(i) finishes input i, in the variant's batches."""
-    engine = variant.load()
+    engine: Any = variant.load()
+    if variant.engine == "coreml":
+        for length in set(workload.lengths):
+            engine.require_neural_engine(length)
     tasks = [list(make_tasks(variant, workload, i, proteins)) for i, proteins in enumerate(inputs)]
 
     def run(task: Task) -> list[Any]:

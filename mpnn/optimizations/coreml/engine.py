@@ -20,6 +20,7 @@ from mpnn.optimizations.coreml.gate import require_parity
 from mpnn.optimizations.coreml.network import slots
 from mpnn.optimizations.coreml.package import BUCKETS, Weights, cached_package
 from mpnn.optimizations.coreml.padding import Arrays, Padded
+from mpnn.optimizations.coreml.plan import placements, share
 from mpnn.optimizations.coreml.predictor import CoreMLPredictor, Predictor, require_macos
 
 
@@ -89,6 +90,28 @@ class CoreMLEngine:
             require_parity(package, self.unit, self.weights)
             self._predictor = CoreMLPredictor(package, self.unit)
         return self._predictor
+
+    def require_neural_engine(self, length: int) -> None:
+        """Raises where a figure of this engine would not be one of the Neural Engine.
+
+        Core ML may put everything on the CPU without a word; its plan says what it will do.
+
+        Args:
+            length: residues.
+
+        Raises:
+            InputError: it means to run half of the encoder or decoder elsewhere, or is not there.
+        """
+        require_macos()
+        package = cached_package(self.model, self.buckets, self.weights)
+        bucket = bucket_of(length, self.buckets)
+        for part in ("encode", "decode"):
+            found = share(placements(package, f"{part}_{bucket}", self.unit), "NE")
+            if found <= 0.5:
+                raise InputError(
+                    f"Core ML means to run {found:.0%} of {part}_{bucket} on the Neural Engine: "
+                    "its time would be that of something else"
+                )
 
     def synchronize(self) -> None:
         """Waits for the features' device; a prediction is waited for where it is made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import re
@@ -129,6 +130,16 @@ def test_score_round_trip(here: Path) -> None:
         "T=0.1, sample=1",
         "T=0.1, sample=2",
     ]
+
+
+def test_records_of_one_name_are_told_apart(here: Path) -> None:
+    """Designs of two seeds have the same headers; their scores are numbered."""
+    assert run("design", "dimer.pdb", "--seed", "1,2").exit_code == 0
+    assert run("score", "dimer.pdb", "--fasta", "seqs/dimer.fa").exit_code == 0
+    rows = csv.DictReader((here / "scores" / "dimer.csv").read_text().splitlines())
+    native, drawn = "dimer", "T=0.1, sample=1"
+    found = list(dict.fromkeys(row["record"] for row in rows))
+    assert found == [native, drawn, f"{native} #2", f"{drawn} #2"]
 
 
 @pytest.mark.parametrize("mode", ["conditional", "unconditional"])

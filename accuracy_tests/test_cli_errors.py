@@ -17,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up_files import pdb_text, write_pdb
 
-from mpnn import weights
+from mpnn import files, weights
+from mpnn.files import Result
+from mpnn.options import SOME_FAILED
 from mpnn.synthetic import made_up_backbone
 
 pytest_plugins = ["cli_fixtures"]
@@ -82,6 +84,54 @@ def test_duplicate_names_are_refused_before_work(here: Path, names: tuple[str, s
     assert not (here / "seqs").exists()
 
 
+def test_names_may_be_alike_on_standard_output(here: Path) -> None:
+    """Where nothing is written by name, no name is in the way."""
+    (here / "a").mkdir()
+    write_pdb(here / "a" / "dimer.pdb", DIMER)
+    result = run("design", "dimer.pdb", "a/dimer.pdb", "--out", "-")
+    assert result.exit_code == 0
+    assert result.stdout.count(">dimer") == 2
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_file_that_needs_too_much_memory_is_one_failure(here: Path, error: Exception) -> None:
+    """It says what would need less, and the rest go on."""
+
+    def work(path: Path, _: object) -> Result:
+        if path.name == "big":
+            raise error
+        return Result("text", "done")
+
+    assert files.run([Path("big"), Path("small")], work, "out", ".fa") == SOME_FAILED
+    assert [path.name for path in (here / "out").iterdir()] == ["small.fa"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_defect_of_the_program_is_not_hidden() -> None:
+    """An error that no file can be blamed for ends the run as it is."""
+
+    def work(path: Path, _: object) -> Result:
+        raise RuntimeError(f"shapes differ in {path}")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        files.run([Path("one")], work, "out", ".fa")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_standard_output(here: Path, made: str) -> None:
+    """What cannot be printed is said in a sentence."""
+    command = [sys.executable, "-m", "mpnn", "design", "dimer.pdb", "--weights", made, "--out", "-"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=here, check=False
+        )
+    assert done.returncode == 2
+    assert "standard output cannot be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -109,6 +159,8 @@ def test_duplicate_names_are_refused_before_work(here: Path, names: tuple[str, s
         (["--structure-model", "7"], "no model 7"),
         (["--bias-per-residue", "none.json"], "none.json: cannot be read"),
         (["--bias-per-residue", "dimer.pdb"], "dimer.pdb: is not JSON"),
+        (["--bias-per-residue", "deep.json"], "deep.json: is not JSON"),
+        (["--omit-per-residue", "twice.json"], "twice.json: is not JSON ('A1' comes twice)"),
         (["--omit-per-residue", "list.json"], "list.json: an object by residue"),
         (["--out", "dimer.pdb"], "--out dimer.pdb"),
         (["--out", "dimer.pdb/x"], "--out dimer.pdb/x"),
@@ -118,6 +170,8 @@ def test_duplicate_names_are_refused_before_work(here: Path, names: tuple[str, s
 def test_bad_options(here: Path, arguments: list[str], message: str) -> None:
     """Each option that cannot be used ends with exit code 2, a sentence that says why, no file."""
     (here / "list.json").write_text("[]")
+    (here / "deep.json").write_text("[" * 100_000)
+    (here / "twice.json").write_text('{"A1": "C", "A1": "D"}')
     before = sorted(p.name for p in here.iterdir())
     result = run("design", "dimer.pdb", *arguments)
     assert result.exit_code == 2

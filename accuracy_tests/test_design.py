@@ -170,15 +170,13 @@ def test_ties_as_arrays(dimer: Backbone) -> None:
 
 
 def test_homo_oligomer_chains_are_equal(model: Model, dimer: Backbone, gapped: Backbone) -> None:
-    """Chains of a homo-oligomer are drawn alike; where one lacks atoms the other is drawn alone."""
-    for design in model.design(dimer, 3, 1.0, homo_oligomer=True):
-        assert design.sequence[:20] == design.sequence[20:]
-    designs = model.design(gapped, 3, 1.0, homo_oligomer=True)
-    both = gapped.mask[:20] & gapped.mask[20:]
-    for design in designs:
-        one, other = (np.array(list(design.sequence))[rows] for rows in (slice(20), slice(20, 40)))
-        assert (one[both] == other[both]).all()
-    assert designs.designed.sum() == 37
+    """Chains of a homo-oligomer have one sequence; where one lacks atoms the other's is drawn."""
+    for backbone, drawn in ((dimer, 40), (gapped, 37)):
+        designs = model.design(backbone, 3, 1.0, homo_oligomer=True)
+        assert designs.designed.sum() == drawn
+        for design in designs:
+            assert design.sequence[:20] == design.sequence[20:]
+            assert "X" not in design.sequence
 
 
 def test_homo_oligomer_with_a_fixed_group(model: Model, dimer: Backbone) -> None:
@@ -297,9 +295,25 @@ def test_score_of_designed_chains_alone(model: Model, dimer: Backbone) -> None:
     """Letters of the designed chains alone are taken with the other chains' own."""
     design = model.design(dimer, chains="B")[0]
     printed = design.sequence[:20]
-    whole = model.score(dimer, design.sequence, chains="B")
-    for text in (printed, printed.lower(), f"{printed}/{dimer.sequence[:20]}"):
+    whole = model.score(dimer, f"{printed}/{dimer.sequence[:20]}", chains="B")
+    for text in (printed, printed.lower()):
         assert model.score(dimer, text, chains="B").score == whole.score
+
+
+def test_letters_of_chains_in_another_order_are_parted(model: Model, dimer: Backbone) -> None:
+    """Results go by the names of chains; a text in the structure's own order is not mistaken."""
+    swapped = dataclasses.replace(dimer, chain_ids=("B", "A"))
+    one, other = dimer.sequence[:20], dimer.sequence[20:]
+    with pytest.raises(InputError, match=r"by chains A, B, .* in the order B, A: part them by /"):
+        model.score(swapped, one + other)
+    assert model.score(swapped, f"{other}/{one}").score == model.score(swapped).score
+    assert model.score(swapped, one, chains="B").score == model.score(swapped, chains="B").score
+
+
+def test_nothing_to_score(model: Model, dimer: Backbone) -> None:
+    """A score over no residue is refused, as a design of none is."""
+    with pytest.raises(InputError, match="nothing to score"):
+        model.score(dimer, fixed="A,B")
 
 
 @pytest.mark.parametrize("text", ["", "A", "A" * 41, "A" * 19 + "B", "A" * 19 + "/A", "ß" * 10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import gzip
 from collections.abc import Callable
@@ -114,7 +115,10 @@ class TestReading:
 
     @pytest.mark.parametrize(
         ("name", "letter"),
-        [("MSE", "M"), ("SEP", "S"), ("DAL", "A"), ("SEC", "X"), ("UNK", "X"), ("QQQ", "X")],
+        [
+            *[("MSE", "M"), ("SEP", "S"), ("DAL", "A"), ("SEC", "X"), ("UNK", "X"), ("QQQ", "X")],
+            *[("HIE", "H"), ("HSP", "H"), ("CYX", "C"), ("ASH", "D"), ("GLH", "E"), ("LYN", "K")],
+        ],
     )
     @pytest.mark.parametrize("record", ["ATOM", "HETATM"])
     def test_modified_residues(self, read, name, letter, record):
@@ -123,6 +127,23 @@ class TestReading:
         backbone = read("".join([*ends[:2], residue(3, name, record=record), *ends[2:]]))
         assert backbone.sequence == f"AA{letter}AA"
         assert backbone.mask.all()
+        kind, what = ("unknown", "as X") if letter == "X" else ("modified", "by their parents")
+        as_letter = "" if letter == "X" else f" as {letter}"
+        assert backbone.notes == (f"{kind} residues read {what} (1): A:3 {name}{as_letter}",)
+
+    def test_atoms_that_lie_on_one_another_are_none(self, read):
+        """Fields that cannot be read stand for 0 0 0; their residue is masked, not designed."""
+        lines = [residue(n) for n in range(1, 5)]
+        starred = [line[:30] + "*" * 24 + line[54:] for line in lines[1].splitlines(True)]
+        backbone = read("".join([lines[0], *starred, *lines[2:]]))
+        assert backbone.mask.tolist() == [True, False, True, True]
+        assert backbone.notes == ("incomplete residues masked (1): A:2",)
+
+    def test_a_byte_order_mark_is_no_part_of_the_first_line(self, tmp_path):
+        """A mark that some editors put in front costs no atom."""
+        path = tmp_path / "x.pdb"
+        path.write_bytes(codecs.BOM_UTF8 + "".join(residue(n) for n in (1, 2)).encode())
+        assert read_structure(path).mask.all()
 
     @pytest.mark.parametrize("end", ["", "TER\n"])
     def test_what_is_not_protein_is_left_out(self, read, end):

@@ -530,6 +530,23 @@ def test_a_student_that_needs_what_another_is_to_write_is_refused(classmates, na
         train_together([one, other], lambda *_: None)
 
 
+def test_an_unusable_device_is_refused(config):
+    """A device that is not there ends a run before it begins, in a sentence."""
+    with pytest.raises(InputError, match="device 'abacus' cannot be used"):
+        train(dataclasses.replace(config, device="abacus"))
+
+
+def test_a_run_that_diverged_keeps_its_last_good_state(config):
+    """Weights that are no longer finite replace neither state nor weights."""
+    steep = dataclasses.replace(config, learning_rate=1e20, save_every=1)
+    with pytest.raises(InputError, match=r"no longer finite by step 2; .* smaller learning_rate"):
+        train(steep)
+    state = torch.load(config.state, weights_only=True)
+    assert state["counters"][0] == 1
+    assert all(bool(weight.isfinite().all()) for weight in state["model"].values())
+    assert not Path(config.weights).exists()
+
+
 def test_a_run_can_be_made_longer(config, tmp_path):
     """Before the decay begins, more steps give the run that was longer from the start."""
     longer = dataclasses.replace(config, steps=8, state=str(tmp_path / "longer.pt"))
@@ -1093,6 +1110,12 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"optimizer": "sgd"}, "optimizer is adamw or muon, not 'sgd'"),
         ({"teacher": "v_48_002", "targets": "t", "mutations": 0.3}, 'teacher_sees = "native"'),
         ({"mutations": -0.1}, "between 0 and 1, not -0.1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be 0 or more, not nan"),
+        ({"noise": -1.0}, "noise must be 0 or more, not -1.0"),
+        ({"weight_decay": float("inf")}, "weight_decay must be 0 or more, not inf"),
+        ({"warmup_steps": -5}, "warmup_steps must be 0 or more, not -5"),
+        ({"decay_steps": -3}, "decay_steps must be 0 or more, not -3"),
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
         ({"teacher_sees": "all"}, "teacher_sees is shown or native, not 'all'"),
         ({"teacher": "v_48_002", "teacher_sees": "native"}, "mutations must be above 0"),
         ({"begin_from": "v_48_020"}, "random weights or with .safetensors that were trained here"),

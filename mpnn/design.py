@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mpnn.backbone import Backbone
@@ -34,9 +34,9 @@ from mpnn.decoding import (
 )
 from mpnn.errors import InputError
 from mpnn.networks import engine_for
-from mpnn.optimizations import Engine
+from mpnn.optimizations import Engine, check_device
 from mpnn.results import Design, Designs, Mode, Score, Scores, Target
-from mpnn.rules import Rules, constraints
+from mpnn.rules import Rules, constraints, sources_of_letters
 from mpnn.weights import Card, default_weights, load_weights
 
 NATIVE = 0  # sample number that keys the order for given sequences; designs are numbered from 1
@@ -65,7 +65,7 @@ def load(name: str | Path | None = None, engine: str | None = None, device: str 
         InputError: the weights cannot be found or used, the engine or device is not there, or the
             engine runs networks of another kind.
     """
-    _check_device(device)
+    check_device(device)
     network, card = load_weights(default_weights() if name is None else name)
     return Model(engine_for(network, engine, device), network.config, card)
 
@@ -76,6 +76,7 @@ class _Task:
 
     target: Target
     constraints: Constraints
+    source: IntArray  # [L] the residue whose letter each has in a design
     S: IntArray  # [L] native letters
     encoding: Any
 
@@ -126,7 +127,7 @@ class Model:
         """
         if order not in get_args(Order):
             raise InputError(f"order {order!r} is unknown; take {', '.join(get_args(Order))}")
-        keys = design_keys(num_seqs, temperature, seed)
+        temperatures, seeds = check_draws(num_seqs, temperature, seed)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
         task = self._task(backbone, Rules(**rules))
@@ -134,16 +135,17 @@ class Model:
             raise InputError(
                 f"{backbone.name}: nothing to design, all residues are fixed or lack atoms"
             )
-        seeds = list(dict.fromkeys(key.seed for key in keys))
-        native = tuple(self._score(task, task.S, s, "ordered") for s in seeds)
+        native = tuple(self._score(task, task.S, s, "ordered") for s in dict.fromkeys(seeds))
+        samples = range(1, num_seqs + 1)
+        keys = (Key(s, n, t) for s in seeds for t in temperatures for n in samples)
+        total = len(seeds) * len(temperatures) * num_seqs
         designs: list[Design] = []
-        for start in range(0, len(keys), batch_size):
-            some = keys[start : start + batch_size]
+        while some := list(islice(keys, batch_size)):
             job = make_job(task.S[None], [task.constraints], some)
             if order == "coloured":
                 job = with_coloured_order(job, [self.engine.neighbors(task.encoding, 0)])
             designs += _as_designs(task, some, self.engine.sample(task.encoding, job))
-            progress(len(some) / len(keys))
+            progress(len(some) / total)
         return Designs(**vars(task.target), native=native, designs=tuple(designs))
 
     def score(
@@ -159,7 +161,8 @@ class Model:
         Args:
             backbone: the structure.
             sequence: letters of all chains, or of the designed ones alone, in the order of results
-                ("/" may part chains); None takes the structure's own.
+                (`mpnn.results`). "/" parts chains, and may be left out where the chains have this
+                order in the structure too. None takes the structure's own.
             seed: keys the random order of decoding.
             mode: "ordered" sees the letters before in the order, "conditional" all others (one pass
                 per residue), "unconditional" none; the same for a network that sees no letters.
@@ -188,7 +191,14 @@ class Model:
             raise InputError(f"mode {mode!r} is unknown; take {', '.join(get_args(Mode))}")
         seeds = _seeds(seed)
         task = self._task(backbone, Rules(**rules))
-        given = [task.S] if sequences is None else [_letters(task, text) for text in sequences]
+        if not task.target.designed.any():
+            raise InputError(
+                f"{backbone.name}: nothing to score, all residues are fixed or lack atoms"
+            )
+        as_in_file = backbone.chain_ids
+        given = [task.S]
+        if sequences is not None:
+            given = [_letters(task.target, text, as_in_file) for text in sequences]
         parts = len(seeds) * len(given)
 
         def step(share: float) -> None:
@@ -200,7 +210,8 @@ class Model:
     def _task(self, backbone: Backbone, rules: Rules) -> _Task:
         target, limits = constraints(backbone, rules)
         batch = Batch.from_backbones([target.backbone], self.engine.device, self.engine.dtype)
-        return _Task(target, limits, batch.S[0].cpu().numpy(), self.engine.encode(batch))
+        source = sources_of_letters(target, rules)
+        return _Task(target, limits, source, batch.S[0].cpu().numpy(), self.engine.encode(batch))
 
     def _score(
         self, task: _Task, S: IntArray, seed: int, mode: Mode, progress: Progress = _no_progress
@@ -237,10 +248,10 @@ class Model:
         return result
 
 
-def design_keys(
+def check_draws(
     num_seqs: int, temperature: float | Sequence[float], seed: int | Sequence[int]
-) -> list[Key]:
-    """One key for each design: by seed, then temperature, then sample, numbered from 1.
+) -> tuple[list[float], list[int]]:
+    """The temperatures and the seeds that are asked for.
 
     Raises:
         InputError: a value is out of range.
@@ -253,8 +264,7 @@ def design_keys(
     for t in temperatures:
         if not COLDEST <= t <= HOTTEST:  # NaN is outside too
             raise InputError(f"temperature {t}: it must lie between {COLDEST} and {HOTTEST:g}")
-    samples = range(1, num_seqs + 1)
-    return [Key(s, n, t) for s in _seeds(seed) for t in temperatures for n in samples]
+    return temperatures, _seeds(seed)
 
 
 def _seeds(seed: int | Sequence[int]) -> list[int]:
@@ -264,16 +274,6 @@ def _seeds(seed: int | Sequence[int]) -> list[int]:
     return seeds
 
 
-def _check_device(name: str) -> None:
-    try:
-        found = torch.empty(1, device=name).device.type
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used ({reason}); take cpu") from error
-    if found not in ("cpu", "mps", "cuda"):
-        raise InputError(f"device {name!r} cannot compute; take cpu, mps or cuda")
-
-
 def _as_designs(task: _Task, keys: Sequence[Key], samples: Samples) -> list[Design]:
     S, target = samples.S[0], task.target
     score = negative_log_likelihood(samples.log_probs[0], S, target.designed)
@@ -281,7 +281,7 @@ def _as_designs(task: _Task, keys: Sequence[Key], samples: Samples) -> list[Desi
     recovery = (S == task.S)[:, target.designed].mean(1)
     return [
         Design(
-            sequence=_text(S[n]),
+            sequence=_text(S[n, task.source]),
             seed=key.seed,
             sample=key.sample,
             temperature=key.temperature,
@@ -297,9 +297,9 @@ def _text(S: IntArray) -> str:
     return "".join(ALPHABET[letter] for letter in S)
 
 
-def _letters(task: _Task, sequence: str) -> IntArray:
+def _letters(target: Target, sequence: str, as_in_file: Sequence[str]) -> IntArray:
     """A user's sequence as L letters; chains that it leaves out keep the structure's own."""
-    target, parts = task.target, sequence.upper().split("/")
+    parts = sequence.upper().split("/")
     name, native = target.backbone.name, target.by_chain(target.backbone.sequence)
     sizes = [len(native[chain]) for chain in native]
     designed = sizes[: len(target.designed_chains)]
@@ -312,6 +312,13 @@ def _letters(task: _Task, sequence: str) -> IntArray:
             f"{name}: a sequence has {'/'.join(str(len(part)) for part in parts)} residues; the "
             f"designed chains {', '.join(target.designed_chains)} have "
             f"{'/'.join(map(str, designed))}, all chains {'/'.join(map(str, sizes))}"
+        )
+    count = len(sizes) if fits[0] is sizes else len(designed)
+    taken = [chain for chain in as_in_file if chain in target.backbone.chain_ids[:count]]
+    if len(parts) == 1 and taken != list(target.backbone.chain_ids[:count]):
+        raise InputError(
+            f"{name}: letters are taken by chains {', '.join(target.backbone.chain_ids[:count])}, "
+            f"which the structure has in the order {', '.join(taken)}: part them by /"
         )
     rest = target.backbone.sequence[len(text) :]
     return np.array([ALPHABET.index(letter) for letter in text + rest], np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,14 @@ Work = Callable[[Path, Callable[[float], None]], Result]
 """Takes a file and a function to call with the share of its work just done."""
 
 
-def structure_files(paths: Sequence[str]) -> list[Path]:
+def structure_files(paths: Sequence[str], out: str) -> list[Path]:
     """The files named, and in place of each folder the structures in it, in alphabetical order.
 
     What is not there stays in the list, and fails by itself when it is read.
+
+    Args:
+        paths: files and folders.
+        out: folder for the results, or "-" for standard output, where names need not differ.
 
     Raises:
         InputError: a folder cannot be listed, or two files would give results of the same name.
@@ -53,7 +58,7 @@ def structure_files(paths: Sequence[str]) -> list[Path]:
     for path in map(Path, paths):
         files += _structures_in(path) or [path]
     first: dict[str, Path] = {}
-    for file in files:
+    for file in files if out != STDOUT else ():
         name = _stem(file).casefold()  # file systems need not tell cases apart
         if name in first:
             raise InputError(
@@ -69,7 +74,8 @@ def run(files: Sequence[Path], work: Work, out: str, suffix: str) -> int:
 
     Args:
         files: the structures.
-        work: makes the result of one file; its `InputError` is that file's failure.
+        work: makes the result of one file; its `InputError`, or that there is not memory enough
+            for it, is that file's failure.
         out: folder for one file per structure, or "-" for standard output.
         suffix: ending of the results.
 
@@ -91,8 +97,8 @@ def run(files: Sequence[Path], work: Work, out: str, suffix: str) -> int:
                     where = _deliver(result.text, out, _stem(file) + suffix, first=done == 0)
                     done += 1
                     console.print(f"{file}: {result.summary}{where}")
-                except InputError as error:
-                    console.print(f"error: {_about(file, error)}", style="red")
+                except (InputError, MemoryError, RuntimeError) as error:
+                    console.print(f"error: {_about(file, _in_words(error))}", style="red")
                     failed += 1
                 progress.update(task, completed=number)
         except KeyboardInterrupt:
@@ -141,26 +147,41 @@ def read_json(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
+    text = _read(path)
     try:
-        content = json.loads(_read(path))
-    except ValueError as error:
+        content = json.loads(text, object_pairs_hook=_unrepeated)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f'{path}: an object by residue is needed, such as {{"A12": …}}')
     return content
 
 
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which a key that comes twice would hide its first value."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"{twice!r} comes twice")
+    return content
+
+
 def read_fasta(path: str) -> list[tuple[str, str]]:
     """Names and sequences of a FASTA file; a name ends before the scores of a published header.
+
+    Names that come again are numbered: "T=0.1, sample=1 #2".
 
     Raises:
         InputError: the file is missing, empty or not FASTA.
     """
     records: list[tuple[str, str]] = []
+    times: Counter[str] = Counter()
     for number, line in enumerate(_read(path).splitlines(), start=1):
         text = line.strip()
         if text.startswith(">"):
-            records.append((text[1:].split(", score=")[0].strip(), ""))
+            name = text[1:].split(", score=")[0].strip()
+            times[name] += 1
+            records.append((name if times[name] == 1 else f"{name} #{times[name]}", ""))
         elif text and not records:
             raise InputError(f"{path}: line {number}: a FASTA file begins with a > header")
         elif text:
@@ -212,9 +233,23 @@ def _stem(path: Path) -> str:
     return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
-def _about(file: Path, error: InputError) -> str:
+def _about(file: Path, message: str) -> str:
     """The message with the file's name in front, where it does not stand there already."""
-    return str(error) if str(file) in str(error) else f"{file}: {error}"
+    return message if str(file) in message else f"{file}: {message}"
+
+
+def _in_words(error: Exception) -> str:
+    """What stopped a file's work.
+
+    Raises:
+        Exception: the error itself, where it is a defect of the program.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "t allocate memory" in str(error)
+    if isinstance(error, MemoryError) or of_torch:
+        return "there is not memory enough; a smaller --batch-size, or --num-seqs, needs less"
+    raise error
 
 
 def _check_writable(out: str) -> None:
@@ -236,6 +271,11 @@ def _deliver(text: str, out: str, name: str, first: bool) -> str:
         write_whole(path, text)
         return f" -> {path}"
     is_table = name.endswith(".csv")
-    sys.stdout.write(text if first or not is_table else text.split("\n", 1)[1])  # one heading
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text if first or not is_table else text.split("\n", 1)[1])  # one heading
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough
+        raise
+    except OSError as error:
+        raise InputError(f"standard output cannot be written ({error.strerror})") from error
     return ""

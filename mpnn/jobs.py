@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mpnn import __version__, files
 from mpnn.backbone import Backbone
-from mpnn.design import Model, Progress, design_keys, load
+from mpnn.design import Model, Progress, check_draws, load
 from mpnn.errors import InputError
 from mpnn.options import DesignOptions, RunOptions, ScoreOptions
 from mpnn.output import SUFFIX, render_designs, render_scores
@@ -25,7 +25,7 @@ def design(paths: Sequence[str], options: DesignOptions) -> int:
     """
     temperatures = files.numbers(options.temperature, float, "--temperature")
     seeds = files.numbers(options.seed, int, "--seed")
-    design_keys(options.num_seqs, temperatures, seeds)  # refused once, not for every file
+    check_draws(options.num_seqs, temperatures, seeds)  # refused once, not for every file
     rules = {
         "chains": options.chains,
         "fixed": options.fixed,
@@ -36,7 +36,7 @@ def design(paths: Sequence[str], options: DesignOptions) -> int:
         "omit_per_residue": files.read_json(options.omit_per_residue),
         "bias_per_residue": files.read_json(options.bias_per_residue),
     }
-    structures = files.structure_files(paths)
+    structures = files.structure_files(paths, options.out)
     model = _load(options)
 
     def work(path: Path, advance: Progress) -> files.Result:
@@ -71,7 +71,7 @@ def score(paths: Sequence[str], options: ScoreOptions) -> int:
     seeds = files.numbers(options.seed, int, "--seed")
     records = None if options.fasta is None else files.read_fasta(options.fasta)
     sequences = None if records is None else [sequence for _, sequence in records]
-    structures = files.structure_files(paths)
+    structures = files.structure_files(paths, options.out)
     model = _load(options)
 
     def work(path: Path, advance: Progress) -> files.Result:

@@ -71,6 +71,21 @@ def constraints(backbone: Backbone, rules: Rules) -> tuple[Target, Constraints]:
     return target, limits
 
 
+def sources_of_letters(target: Target, rules: Rules) -> IntArray:
+    """The residue whose letter each residue has in a design, [L].
+
+    It is the residue itself, but where one of a homo-oligomer's lacks atoms: nothing is drawn for
+    it, and the chains are to have one sequence.
+    """
+    source = np.arange(len(target.backbone))
+    if rules.homo_oligomer:
+        for tie in homo_oligomer_ties(target.backbone, target.designed_chains):
+            drawn = [position for position in tie.positions if target.designed[position]]
+            lacking = [p for p in tie.positions if not target.backbone.mask[p]]
+            source[lacking] = drawn[:1] or lacking
+    return source
+
+
 def _ties(target: Target, rules: Rules) -> list[Tie]:
     """The ties asked for; residues without atoms have left those of a homo-oligomer."""
     if rules.tied and rules.homo_oligomer:

@@ -6,8 +6,10 @@ Author chain names and author residue numbers are used throughout. The rules:
   (free amino acids too), waters and nucleic acids are left out.
 * One conformer per residue: most of the four atoms, then the highest mean occupancy, then first in
   the file. Several residue names at one position are conformers in this sense.
-* A modified residue has its parent's letter where gemmi's table names a standard one, else X.
-* A residue without finite N, CA, C and O is masked and keeps its letter.
+* A modified residue has its parent's letter where gemmi's table names a standard one, else X; names
+  that force fields give to states of protonation (HIE, CYX, …) count as their residues'.
+* A residue without finite N, CA, C and O is masked and keeps its letter; atoms that lie on one
+  another, as fields that cannot be read do, are none.
 * A number missing between two residues in file order becomes a masked X, once per number and only
   if it occurs nowhere in the chain; where numbering runs backwards nothing is filled. A jump is
   filled whatever its length, up to `MAX_GAP` positions a chain; beyond that the file is refused.
@@ -17,6 +19,7 @@ What was masked, mapped, chosen or filled is counted in `Backbone.notes`.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,6 +35,18 @@ from mpnn.config import ALPHABET
 from mpnn.errors import InputError
 
 __all__ = ["ATOMS", "MAX_GAP", "Backbone", "Chain", "assemble", "read_structure"]
+
+PROTONATION = {
+    **dict.fromkeys(("HID", "HIE", "HIP", "HSD", "HSE", "HSP"), "HIS"),
+    **dict.fromkeys(("CYM", "CYX"), "CYS"),
+    "ASH": "ASP",
+    "GLH": "GLU",
+    "LYN": "LYS",
+}
+"""Names of Amber and CHARMM, and the residues they are of."""
+
+COINCIDENT = 0.1
+"""Å below which two backbone atoms of a residue cannot both be where the file says."""
 
 MAX_COORDINATE = 1e5
 """Å from the origin, per axis; float32 resolves 0.01 Å up to here. Atoms beyond count as absent."""
@@ -108,6 +123,7 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error})") from None
     if not data.strip():
         raise InputError(f"{path}: is empty; a PDB or mmCIF file is needed")
+    data = data.removeprefix(codecs.BOM_UTF8)
     if b"\0" in data:
         raise InputError(f"{path}: is a binary file; PDB or mmCIF text is needed")
     return data.decode("ascii", errors="replace").replace("\ufffd", "?")
@@ -136,7 +152,8 @@ class _Site:
 
     @property
     def letter(self) -> str:
-        letter = gemmi.find_tabulated_residue(self.residue).one_letter_code.upper()
+        name = PROTONATION.get(self.residue, self.residue)
+        letter = gemmi.find_tabulated_residue(name).one_letter_code.upper()
         return letter if letter in ALPHABET else "X"
 
 
@@ -186,7 +203,7 @@ def _protein_residues(chain: gemmi.Chain) -> list[gemmi.Residue]:
 
 
 def _is_amino_acid(residue: gemmi.Residue) -> bool:
-    info = gemmi.find_tabulated_residue(residue.name)
+    info = gemmi.find_tabulated_residue(PROTONATION.get(residue.name, residue.name))
     like_one = not info.found() and {"N", "CA", "C"} <= {atom.name for atom in residue}
     return info.is_amino_acid() or like_one
 
@@ -207,8 +224,18 @@ def _conformers(
             for a in sorted(atoms, key=lambda a: a.altloc == label)
             if a.altloc in ("\0", label)
         }
+        chosen = _apart(chosen)
         occupancy = sum(atom.occ for atom in chosen.values()) / max(len(chosen), 1)
         yield residue.name, {name: a.pos.tolist() for name, a in chosen.items()}, occupancy
+
+
+def _apart(atoms: dict[str, gemmi.Atom]) -> dict[str, gemmi.Atom]:
+    """The atoms that lie on no other."""
+    return {
+        name: atom
+        for name, atom in atoms.items()
+        if all(atom.pos.dist(b.pos) > COINCIDENT for other, b in atoms.items() if other != name)
+    }
 
 
 def _check_atoms(sites: dict[str, _Site], path: Path) -> None:
@@ -243,14 +270,17 @@ def _notes(sites: dict[str, _Site]) -> list[str]:
     """What was done to the residues as they were read, one sentence per kind."""
     lacking = [key for key, site in sites.items() if len(site.atoms) < len(ATOMS)]
     chosen = [key for key, site in sites.items() if site.num_conformers > 1]
+    unknown = [f"{key} {site.residue}" for key, site in sites.items() if site.letter == "X"]
     modified = [
         f"{key} {site.residue} as {site.letter}"
         for key, site in sites.items()
-        if gemmi.expand_one_letter(site.letter, gemmi.ResidueKind.AA) != site.residue
+        if site.letter != "X"
+        and gemmi.expand_one_letter(site.letter, gemmi.ResidueKind.AA) != site.residue
     ]
     kinds = {
         "incomplete residues masked": lacking,
-        "modified or unknown residues read by their parents": modified,
+        "modified residues read by their parents": modified,
+        "unknown residues read as X": unknown,
         "residues with several conformers, one kept": chosen,
     }
     return [f"{kind} ({len(keys)}): {_listed(keys)}" for kind, keys in kinds.items() if keys]

@@ -113,6 +113,21 @@ def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu
     return engine
 
 
+def check_device(name: str) -> None:
+    """Refuses a device that is not there or cannot compute.
+
+    Raises:
+        InputError: so it is.
+    """
+    try:
+        found = torch.empty(1, device=name).device.type
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used ({reason}); take cpu") from error
+    if found not in ("cpu", "mps", "cuda"):
+        raise InputError(f"device {name!r} cannot compute; take cpu, mps or cuda")
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for the device; does nothing on the CPU."""
     if device.type == "cuda":

@@ -30,6 +30,7 @@ from mpnn.config import ARCHITECTURES, UNKNOWN
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.networks import Network, make_network
+from mpnn.optimizations import check_device
 from mpnn.optimizations.exact.workers import flush_denormals
 from mpnn.output import write_whole
 from mpnn.training import forward
@@ -128,6 +129,7 @@ def train_together(
         InputError: the runs differ in what they share, or share a file; else as in `train`.
     """
     check_together(configs)
+    check_device(configs[0].device)
     flush_denormals()
     chains = TrainingChains(configs[0].data)
     teacher = _teacher(configs[0], chains)
@@ -226,11 +228,24 @@ class _Run:
         if self.validation is not None and config.validates(self.step):
             self.validate(self.validation)
         if self.step % config.save_every == 0 or self.ended:
+            self._check_finite()
             self.save()
         if self.ended:
             self.write_weights()
         if self.step % config.report_every == 0:
             progress(config, self.report())
+
+    def _check_finite(self) -> None:
+        """Keeps a run that diverged from replacing its last good state.
+
+        Raises:
+            InputError: it did.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise InputError(
+                f"{self.config.weights}: weights are no longer finite by step {self.step}; the "
+                "state saved last stays; begin anew with a smaller learning_rate"
+            )
 
     def _loss(self, crops: list[Crop], answer: Answer | None) -> tuple[Tensor, Tensor]:
         """Summed loss of some crops, and the sums of [loss, −log p, hits, 1, error] to report."""

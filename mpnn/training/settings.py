@@ -85,11 +85,15 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup_steps", "decay_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("learning_rate", "weight_decay", "noise", "hidden_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("label_smoothing", "teacher_weight", "mutations"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        if not 0 <= self.hidden_weight < math.inf:
-            raise InputError(f"hidden_weight must be 0 or more, not {self.hidden_weight}")
         self._check_teacher()
 
     def _check_choices(self) -> None:

@@ -304,7 +304,7 @@ def test_letters_of_chains_in_another_order_are_parted(model: Model, dimer: Back
     """Results go by the names of chains; a text in the structure's own order is not mistaken."""
     swapped = dataclasses.replace(dimer, chain_ids=("B", "A"))
     one, other = dimer.sequence[:20], dimer.sequence[20:]
-    with pytest.raises(InputError, match=r"by chains A, B, .* in the order B, A: part them by /"):
+    with pytest.raises(InputError, match=r"for chains A, B, .* in the order B, A: part them by /"):
         model.score(swapped, one + other)
     assert model.score(swapped, f"{other}/{one}").score == model.score(swapped).score
     assert model.score(swapped, one, chains="B").score == model.score(swapped, chains="B").score

@@ -313,12 +313,12 @@ def _letters(target: Target, sequence: str, as_in_file: Sequence[str]) -> IntArr
             f"designed chains {', '.join(target.designed_chains)} have "
             f"{'/'.join(map(str, designed))}, all chains {'/'.join(map(str, sizes))}"
         )
-    count = len(sizes) if fits[0] is sizes else len(designed)
-    taken = [chain for chain in as_in_file if chain in target.backbone.chain_ids[:count]]
-    if len(parts) == 1 and taken != list(target.backbone.chain_ids[:count]):
+    chains = [*native] if fits[0] is sizes else [*target.designed_chains]
+    found = [chain for chain in as_in_file if chain in chains]
+    if len(parts) == 1 and found != chains:
         raise InputError(
-            f"{name}: letters are taken by chains {', '.join(target.backbone.chain_ids[:count])}, "
-            f"which the structure has in the order {', '.join(taken)}: part them by /"
+            f"{name}: letters are taken for chains {', '.join(chains)}, which the structure has in "
+            f"the order {', '.join(found)}: part them by /"
         )
     rest = target.backbone.sequence[len(text) :]
     return np.array([ALPHABET.index(letter) for letter in text + rest], np.int64)

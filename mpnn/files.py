@@ -38,6 +38,10 @@ class Result:
     summary: str  # a few words for the log
 
 
+class _NoOutputError(InputError):
+    """Nothing more can be printed, so no other file need be tried."""
+
+
 Work = Callable[[Path, Callable[[float], None]], Result]
 """Takes a file and a function to call with the share of its work just done."""
 
@@ -83,7 +87,7 @@ def run(files: Sequence[Path], work: Work, out: str, suffix: str) -> int:
         The exit code.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: the folder, or standard output, cannot be written to.
     """
     _check_writable(out)
     console = log_console()
@@ -97,6 +101,8 @@ def run(files: Sequence[Path], work: Work, out: str, suffix: str) -> int:
                     where = _deliver(result.text, out, _stem(file) + suffix, first=done == 0)
                     done += 1
                     console.print(f"{file}: {result.summary}{where}")
+                except _NoOutputError:
+                    raise
                 except (InputError, MemoryError, RuntimeError) as error:
                     console.print(f"error: {_about(file, _in_words(error))}", style="red")
                     failed += 1
@@ -277,5 +283,8 @@ def _deliver(text: str, out: str, name: str, first: bool) -> str:
     except BrokenPipeError:  # who reads has seen enough
         raise
     except OSError as error:
-        raise InputError(f"standard output cannot be written ({error.strerror})") from error
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the exit fails on it too
+        raise _NoOutputError(f"standard output cannot be written ({error.strerror})") from error
     return ""

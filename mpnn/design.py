@@ -76,7 +76,6 @@ class _Task:
 
     target: Target
     constraints: Constraints
-    source: IntArray  # [L] the residue whose letter each has in a design
     S: IntArray  # [L] native letters
     encoding: Any
 
@@ -130,11 +129,9 @@ class Model:
         temperatures, seeds = check_draws(num_seqs, temperature, seed)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1")
-        task = self._task(backbone, Rules(**rules))
-        if not task.target.designed.any():
-            raise InputError(
-                f"{backbone.name}: nothing to design, all residues are fixed or lack atoms"
-            )
+        asked = Rules(**rules)
+        task = self._task(backbone, asked, "design")
+        source = sources_of_letters(task.target, asked)
         native = tuple(self._score(task, task.S, s, "ordered") for s in dict.fromkeys(seeds))
         samples = range(1, num_seqs + 1)
         keys = (Key(s, n, t) for s in seeds for t in temperatures for n in samples)
@@ -144,7 +141,7 @@ class Model:
             job = make_job(task.S[None], [task.constraints], some)
             if order == "coloured":
                 job = with_coloured_order(job, [self.engine.neighbors(task.encoding, 0)])
-            designs += _as_designs(task, some, self.engine.sample(task.encoding, job))
+            designs += _as_designs(task, some, self.engine.sample(task.encoding, job), source)
             progress(len(some) / total)
         return Designs(**vars(task.target), native=native, designs=tuple(designs))
 
@@ -190,11 +187,7 @@ class Model:
         if mode not in get_args(Mode):
             raise InputError(f"mode {mode!r} is unknown; take {', '.join(get_args(Mode))}")
         seeds = _seeds(seed)
-        task = self._task(backbone, Rules(**rules))
-        if not task.target.designed.any():
-            raise InputError(
-                f"{backbone.name}: nothing to score, all residues are fixed or lack atoms"
-            )
+        task = self._task(backbone, Rules(**rules), "score")
         as_in_file = backbone.chain_ids
         given = [task.S]
         if sequences is not None:
@@ -207,11 +200,15 @@ class Model:
         scores = tuple(self._score(task, S, s, mode, step) for s in seeds for S in given)
         return Scores(**vars(task.target), mode=mode, scores=scores)
 
-    def _task(self, backbone: Backbone, rules: Rules) -> _Task:
+    def _task(self, backbone: Backbone, rules: Rules, what: str) -> _Task:
+        """Encodes a structure for what is to be done with it, in a word."""
         target, limits = constraints(backbone, rules)
+        if not target.designed.any():
+            raise InputError(
+                f"{backbone.name}: nothing to {what}, all residues are fixed or lack atoms"
+            )
         batch = Batch.from_backbones([target.backbone], self.engine.device, self.engine.dtype)
-        source = sources_of_letters(target, rules)
-        return _Task(target, limits, source, batch.S[0].cpu().numpy(), self.engine.encode(batch))
+        return _Task(target, limits, batch.S[0].cpu().numpy(), self.engine.encode(batch))
 
     def _score(
         self, task: _Task, S: IntArray, seed: int, mode: Mode, progress: Progress = _no_progress
@@ -274,14 +271,16 @@ def _seeds(seed: int | Sequence[int]) -> list[int]:
     return seeds
 
 
-def _as_designs(task: _Task, keys: Sequence[Key], samples: Samples) -> list[Design]:
+def _as_designs(
+    task: _Task, keys: Sequence[Key], samples: Samples, source: IntArray
+) -> list[Design]:
     S, target = samples.S[0], task.target
     score = negative_log_likelihood(samples.log_probs[0], S, target.designed)
     everywhere = negative_log_likelihood(samples.log_probs[0], S, target.backbone.mask)
     recovery = (S == task.S)[:, target.designed].mean(1)
     return [
         Design(
-            sequence=_text(S[n, task.source]),
+            sequence=_text(S[n, source]),
             seed=key.seed,
             sample=key.sample,
             temperature=key.temperature,

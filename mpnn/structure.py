@@ -152,8 +152,7 @@ class _Site:
 
     @property
     def letter(self) -> str:
-        name = PROTONATION.get(self.residue, self.residue)
-        letter = gemmi.find_tabulated_residue(name).one_letter_code.upper()
+        letter = _tabulated(self.residue).one_letter_code.upper()
         return letter if letter in ALPHABET else "X"
 
 
@@ -202,8 +201,13 @@ def _protein_residues(chain: gemmi.Chain) -> list[gemmi.Residue]:
     return [r for i, r in enumerate(amino_acids) if i <= end or r.entity_type == polymer]
 
 
+def _tabulated(name: str) -> gemmi.ResidueInfo:
+    """What gemmi's table says of a residue, states of protonation included."""
+    return gemmi.find_tabulated_residue(PROTONATION.get(name, name))
+
+
 def _is_amino_acid(residue: gemmi.Residue) -> bool:
-    info = gemmi.find_tabulated_residue(PROTONATION.get(residue.name, residue.name))
+    info = _tabulated(residue.name)
     like_one = not info.found() and {"N", "CA", "C"} <= {atom.name for atom in residue}
     return info.is_amino_acid() or like_one
 

@@ -32,6 +32,7 @@ from mpnn.training.data import (
 from mpnn.training.distillation import PresentTeacher, Teacher, mutated
 from mpnn.training.hidden import HiddenMatch
 from mpnn.training.job import read_config
+from mpnn.training.optimizers import Muon, orthogonalized
 from mpnn.training.settings import TOGETHER
 from mpnn.weights import SHIPPED, formula_weights, load_checkpoint, save_checkpoint
 
@@ -1056,6 +1057,41 @@ def test_edges_that_are_not_there_do_not_count(chains):
             states["encoder_layers.0.norm3"][mask == 0] += amount
         errors.append(float(match.error(mask)))
     assert errors[0] == errors[1] == errors[2] > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (16, 16), (64, 16)])
+def test_updates_are_made_orthogonal(shape):
+    """Singular vectors stay, singular values come near 1, and no matrix minds its neighbours."""
+    noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    U, _, V = torch.linalg.svd(noise, full_matrices=False)
+    G = U * torch.linspace(1, 5, min(shape)) @ V
+    found = orthogonalized(G)
+    values = U.mT @ found @ V.mT
+    diagonal = values.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(values, torch.diag_embed(diagonal), atol=1e-4)
+    assert float(diagonal.min()) > 0.6
+    assert float(diagonal.max()) < 1.3
+    assert torch.allclose(orthogonalized(G[1:2])[0], found[1], atol=1e-5)
+
+
+def test_muon_is_that_of_torch_but_for_rounding():
+    """Three steps on matrices of two shapes differ by what bfloat16 costs."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(16, 16), (16, 64), (16, 16)]
+    ours, theirs = ([torch.zeros(shape).requires_grad_() for shape in shapes] for _ in range(2))
+    optimizers = (
+        Muon(ours, weight_decay=0.1),
+        torch.optim.Muon(theirs, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 1e-2
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        assert float(((a - b).norm() / b.norm()).detach()) < 0.03
 
 
 def test_muon_follows_the_schedule(config):

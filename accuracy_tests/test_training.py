@@ -242,6 +242,39 @@ def test_noise_has_the_stated_size(chains):
     assert abs(moved.mean()) < 4 * 0.3 / np.sqrt(len(moved))
 
 
+@given(number=st.integers(0, 10**6), shown=st.floats(0.01, 1), k=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_neighbours_shown_are_some_of_the_nearest(chain_file, number, shown, k):
+    """A share of the k nearest, the residue itself first, weighing together as much as all."""
+    crop = draw(TrainingChains(chain_file), DrawConfig(max_length=40), number)
+    whole = RaggedBatch.from_crops([crop], k)
+    part = RaggedBatch.from_crops([crop], k, shown=shown)
+    there = min(k, len(crop))
+    assert part.E_idx.shape[1] == min(k, max(2, round(shown * k)))
+    for near, seen, weight in zip(whole.E_idx, part.E_idx, part.neighbor_mask, strict=True):
+        seen = seen[weight > 0].tolist()
+        assert len(set(seen)) == len(seen) == min(there, max(2, round(shown * there)))
+        assert set(seen) <= set(near.tolist())
+        assert seen[0] == near[0]
+        assert weight.sum() == pytest.approx(there)
+    offsets = crop.residues.residue_idx[:, None] - crop.residues.residue_idx[part.E_idx.numpy()]
+    assert np.array_equal(np.clip(offsets + 32, 0, 64), part.offset_class.numpy())
+
+
+def test_every_draw_shows_other_neighbours(chain_file):
+    """What is shown depends on the draw alone, and another draw of a chain shows others."""
+    chains, config = TrainingChains(chain_file), DrawConfig(rounds=1)
+
+    def shown(number):
+        crop = draw(chains, config, number)
+        return crop.chain, RaggedBatch.from_crops([crop], 12, shown=0.5).E_idx
+
+    rounds = [dict(map(shown, range(first, first + 3))) for first in (0, 0, 3)]
+    for chain, E_idx in rounds[0].items():
+        assert torch.equal(E_idx, rounds[1][chain])
+        assert not torch.equal(E_idx, rounds[2][chain])
+
+
 def test_incomplete_residues_are_left_out_but_counted(chains):
     """Training sees complete residues only, and their numbering keeps the gap."""
     residues = Residues.of(chains[0])
@@ -325,7 +358,7 @@ class StopRun(Exception):  # noqa: N818 – no error
     "taught",
     [
         *("not at all", "by kept answers", "by kept answers, some letters replaced"),
-        *("by answers of its own", "by hidden vectors"),
+        *("by answers of its own", "by hidden vectors", "by half of its neighbours"),
     ],
 )
 def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught, monkeypatch):
@@ -337,6 +370,8 @@ def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught, monkey
             config = dataclasses.replace(config, mutations=0.3, teacher_sees="native")
     elif taught == "by answers of its own":
         config = dataclasses.replace(config, teacher=teacher_file, mutations=0.3)
+    elif taught == "by half of its neighbours":
+        config = dataclasses.replace(config, neighbors_shown=0.5)
     elif taught == "by hidden vectors":
         monkeypatch.setitem(ARCHITECTURES, "tiny", dataclasses.replace(TINY, hidden_dim=8))
         change = {"teacher": teacher_file, "hidden_weight": 0.5, "optimizer": "muon"}
@@ -636,9 +671,14 @@ def test_written_weights_are_the_trained_ones_with_a_card(config):
 
 
 def test_the_curve_is_the_networks_perplexity_on_whole_chains(config, chains, chain_file):
-    """Its last point is what the reference network says of the native letters in fixed orders."""
+    """Its last point is what the reference network says of the native letters in fixed orders.
+
+    It sees all neighbours there, however many training shows.
+    """
     seen = []
-    kept = dataclasses.replace(config, validation=str(chain_file), validate_every=4)
+    kept = dataclasses.replace(
+        config, validation=str(chain_file), validate_every=4, neighbors_shown=0.5
+    )
     model = train(kept, seen.append)
     assert [p.validation and p.validation.step for p in seen] == [None] * 3 + [4, None, 6]
     crops = [whole_chain(chains, int(chain)) for chain in np.concatenate(chains.clusters)]
@@ -1141,6 +1181,12 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"teacher": "v_48_002", "teacher_orders": 4}, "are of kept answers: give `targets`"),
         ({"mutations": 0.3}, "mutations above 0 needs a teacher, from whose answers"),
         ({"hidden_weight": 0.3}, "hidden_weight above 0 needs a teacher that is asked each time"),
+        (
+            {"teacher": "v_48_002", "hidden_weight": 1.0, "neighbors_shown": 0.5},
+            "hidden_weight above 0 needs neighbors_shown = 1",
+        ),
+        ({"neighbors_shown": 0.0}, "neighbors_shown must lie above 0 and be 1 at most, not 0.0"),
+        ({"neighbors_shown": 1.1}, "neighbors_shown must lie above 0 and be 1 at most, not 1.1"),
         ({"hidden_weight": -1.0}, "hidden_weight must be 0 or more, not -1.0"),
         ({"hidden_weight": float("nan")}, "hidden_weight must be 0 or more, not nan"),
         ({"optimizer": "sgd"}, "optimizer is adamw or muon, not 'sgd'"),

@@ -91,6 +91,7 @@ class Crop:
     rank: IntArray  # [L], comparable but with gaps where residues are left out
     order: int | None  # number of the order among the fixed ones of the chain, None if free
     lot: FloatArray  # [L, 2] uniform: which letters a teacher replaces, and by which
+    key: int = 0  # of the draws of the neighbours that are shown
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,7 +135,8 @@ def draw(chains: TrainingChains, config: DrawConfig, number: int) -> Crop:
     part = whole.take(rows)
     noise = rng.standard_normal(part.coords.shape, np.float32) * np.float32(config.noise)
     moved = Residues(part.coords + noise, part.S, part.residue_idx)
-    return Crop(chain, moved, rows, rank[rows], order, rng.random((len(rows), 2), np.float32))
+    lot = rng.random((len(rows), 2), np.float32)
+    return Crop(chain, moved, rows, rank[rows], order, lot, int(rng.integers(2**63)))
 
 
 def whole_chain(chains: TrainingChains, chain: int) -> Crop:
@@ -206,17 +208,26 @@ class RaggedBatch:
     X: Tensor  # [R, 4, 3] Å
     S: Tensor  # [R] int64
     E_idx: Tensor  # [R, K] int64, row of the neighbour; the residue itself where there is none
-    neighbor_mask: Tensor  # [R, K] float, 0 where a crop of fewer than K residues has no neighbour
+    neighbor_mask: Tensor  # [R, K] float, weight of the neighbour; 0 where a short crop has none
     offset_class: Tensor  # [R, K] int64, see graph.relative_positions
     rank: Tensor  # [R] int64, comparable within a crop
 
     @classmethod
     def from_crops(
-        cls, crops: Sequence[Crop], k: int, device: str | torch.device = "cpu"
+        cls, crops: Sequence[Crop], k: int, device: str | torch.device = "cpu", shown: float = 1.0
     ) -> RaggedBatch:
-        """Lays `crops` end to end and finds the k nearest residues of each by CA distance."""
+        """Lays `crops` end to end and finds the k nearest residues of each by CA distance.
+
+        Args:
+            crops: at least one.
+            k: neighbours, the residue itself among them.
+            device: where the batch goes.
+            shown: share of the k, at least the residue itself, that are kept. The others are left
+                out by lot, and weights make up for them, so that sums over neighbours are as large
+                as without; K is the number of those kept.
+        """
         starts = np.cumsum([0, *(len(c) for c in crops)])
-        pieces = [_neighbors(c.residues, k) for c in crops]
+        pieces = [_neighbors(c, k, shown) for c in crops]
         tensors = (
             torch.from_numpy(np.concatenate([c.residues.coords for c in crops])),
             torch.from_numpy(np.concatenate([c.residues.S for c in crops])),
@@ -228,16 +239,28 @@ class RaggedBatch:
         return cls(*(tensor.to(device) for tensor in tensors))
 
 
-def _neighbors(residues: Residues, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """E_idx, neighbor_mask and offset_class [L, k] of one crop, rows counted within it."""
+def _neighbors(crop: Crop, k: int, shown: float) -> tuple[Tensor, Tensor, Tensor]:
+    """E_idx, neighbor_mask and offset_class [L, K] of one crop, rows counted within it."""
+    residues = crop.residues
     length = len(residues)
     ca = torch.from_numpy(residues.coords[:, graph.CA])
     D = graph.distance(ca[:, None], ca[None])
     found = D.topk(min(k, length), dim=-1, largest=False).indices
-    E_idx = torch.arange(length)[:, None].repeat(1, k)
-    E_idx[:, : found.shape[1]] = found
-    mask = torch.zeros(length, k)
-    mask[:, : found.shape[1]] = 1
+    E_idx = torch.arange(length)[:, None].repeat(1, _kept(k, shown))
+    mask = torch.zeros(E_idx.shape)
+    kept = _kept(found.shape[1], shown)
+    mask[:, :kept] = 1
+    if kept < found.shape[1]:
+        mask[:, 1:kept] = (found.shape[1] - 1) / (kept - 1)
+        lot = torch.from_numpy(generator(crop.key, 0).random(found.shape, np.float32))
+        lot[:, 0] = -1  # the residue itself
+        found = found.gather(1, lot.topk(kept, dim=-1, largest=False).indices)
+    E_idx[:, :kept] = found
     residue_idx = torch.from_numpy(residues.residue_idx)
     offset = residue_idx[:, None] - residue_idx[E_idx] + graph.MAX_OFFSET
     return E_idx, mask, offset.clamp(0, 2 * graph.MAX_OFFSET)
+
+
+def _kept(count: int, shown: float) -> int:
+    """How many of `count` neighbours are kept: the residue itself and, if there is one, another."""
+    return min(count, max(2, round(count * shown)))

@@ -250,7 +250,7 @@ class _Run:
     def _loss(self, crops: list[Crop], answer: Answer | None) -> tuple[Tensor, Tensor]:
         """Summed loss of some crops, and the sums of [loss, −log p, hits, 1, error] to report."""
         config = self.config
-        batch = self._batch(crops)
+        batch = self._batch(crops, config.neighbors_shown)
         S, soft = (batch.S, None) if answer is None else answer
         log_probs = self._log_probs(crops, dataclasses.replace(batch, S=S))
         known = (batch.S != UNKNOWN).to(log_probs.dtype)
@@ -271,8 +271,9 @@ class _Run:
             [loss, nll.sum(), hits.sum(), residues, unlike * residues]
         ).detach()
 
-    def _batch(self, crops: list[Crop]) -> RaggedBatch:
-        return RaggedBatch.from_crops(crops, self.model.config.k_neighbors, self.config.device)
+    def _batch(self, crops: list[Crop], shown: float = 1.0) -> RaggedBatch:
+        k, device = self.model.config.k_neighbors, self.config.device
+        return RaggedBatch.from_crops(crops, k, device, shown)
 
     def _log_probs(self, crops: list[Crop], batch: RaggedBatch) -> Tensor:
         """What the network says of the letters [R, 21] of some crops, given as a batch too."""

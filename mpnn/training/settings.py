@@ -57,6 +57,7 @@ class TrainConfig:
     micro_tokens: int = 256  # residues that pass through the network at once
     max_length: int = 256  # residues of a crop
     noise: float = 0.02  # Å on every coordinate
+    neighbors_shown: float = 1.0  # share of a residue's neighbours that a step shows it, by lot
     label_smoothing: float = 0.0
     begin_from: str | list[str] | None = None  # weights trained here, or several, for their mean
     teacher: str | None = None  # name or path of weights; None: the native letters alone
@@ -79,6 +80,10 @@ class TrainConfig:
         self._check_choices()
         if not self.weights.endswith(".safetensors"):
             raise InputError(f"{self.weights}: trained weights are written as .safetensors")
+        self._check_numbers()
+        self._check_teacher()
+
+    def _check_numbers(self) -> None:
         for name in (
             *("steps", "tokens", "micro_tokens", "max_length", "teacher_orders", "teacher_rounds"),
             *("save_every", "report_every", "validate_every"),
@@ -94,7 +99,10 @@ class TrainConfig:
         for name in ("label_smoothing", "teacher_weight", "mutations"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        self._check_teacher()
+        if not 0 < self.neighbors_shown <= 1:
+            raise InputError(
+                f"neighbors_shown must lie above 0 and be 1 at most, not {self.neighbors_shown}"
+            )
 
     def _check_choices(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -129,6 +137,11 @@ class TrainConfig:
         if self.hidden_weight and (self.teacher is None or kept):
             raise InputError(
                 "hidden_weight above 0 needs a teacher that is asked each time, without `targets`"
+            )
+        if self.hidden_weight and self.neighbors_shown < 1:
+            raise InputError(
+                "hidden_weight above 0 needs neighbors_shown = 1: hidden vectors of edges are "
+                "compared neighbour by neighbour"
             )
         if self.mutations and self.teacher is None:
             raise InputError("mutations above 0 needs a teacher, from whose answers they are drawn")

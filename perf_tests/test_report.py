@@ -79,13 +79,13 @@ def row(claim, speedup, width=0.02, passed=True, **figures):
     }
 
 
-def stored(root, hardware="intel-xeon-linux6", **changes):
+def stored(root, hardware="intel-xeon-linux6", when="2026-03-01", **changes):
     claims = [claim for claim in CLAIMS if claim.platform == "any"]
     rows = {claim.id: row(claim, 1.5 + i) for i, claim in enumerate(claims)} | changes
     data = {
         "machine_info": {"hardware": hardware, "threads": 2},
         "commit_info": {"id": "0123456789ab"},
-        "datetime": "2026-03-01T10:00:00+00:00",
+        "datetime": f"{when}T10:00:00+00:00",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "benchmarks": [{"fullname": name, "extra_info": info} for name, info in rows.items()],
     }
@@ -183,6 +183,34 @@ def test_markdown_has_every_claim(tmp_path):
     assert all(f"| `{claim.id}` |" in text for claim in CLAIMS)
     assert "torch 2.13.0" in text
     assert text.count("not measured here") == sum(claim.platform != "any" for claim in CLAIMS)
+
+
+def test_machines_stand_side_by_side(tmp_path):
+    """Each machine has a column; verdicts are told apart where they differ, accuracy is the last.
+
+    The verdict is that of the machines that have measured it.
+    """
+    batching, minimal = BY_ID["batching"], BY_ID["minimal"]
+    accurate = {"passed": True, "text": "equal, |Δ|≤9e-07", "figures": {}}
+    stored(tmp_path, batching=row(batching, 3.2) | {"accuracy": accurate})
+    gone = row(BY_ID["half"], 1.0) | {"claim": "gone"}
+    later = {"batching": row(batching, 2.0), "minimal": row(minimal, 2.0), "half": gone}
+    stored(tmp_path, hardware="apple-m3-pro-macos15", when="2026-02-01", **later)
+    headings, rows = report.joint_table(report.latest_runs(tmp_path))
+    machines = ["apple-m3-pro-macos15", "intel-xeon-linux6"]
+    assert headings == ("claim", "what", "published", *machines, "accuracy", "verdict")
+    found = {cells[0].strip("`"): cells for cells in rows}
+    assert list(found) == [claim.id for claim in CLAIMS]
+    *_, apple, intel, accuracy, verdict = found["batching"]
+    assert apple.startswith("2.00×")
+    assert intel.startswith("3.20×")
+    assert accuracy == accurate["text"]  # recorded later
+    assert verdict == f"*does not hold* on {machines[0]}; *holds* on {machines[1]}"
+    assert found["minimal"][-1] == "speed *holds*, accuracy open"
+    assert found["half"][3] == "–"
+    assert found["half"][-1] == "measured"
+    assert found["metal-fusion"][3:] == ("–", "–", "–", found["metal-fusion"][-1])
+    assert found["metal-fusion"][-1].startswith("*not measured here*")
 
 
 def test_exact_jobs_stand_beside_their_bound(tmp_path):

@@ -35,6 +35,7 @@ PARTS = (
     "fuses into its product counts as product; *between operations* is the interpreter, and the "
     "fixed cost of each operation."
 )
+DETAILS = "how near it comes to its bound, where its time goes, and how it scales"
 HEADINGS = ("claim", "what", "published", "measured here", "a protein takes", "accuracy", "verdict")
 
 
@@ -131,16 +132,53 @@ def latest_runs(root: Path) -> list[Run]:
 
 
 def claims_markdown(root: Path) -> str:
-    """The claims as Markdown, one table for each machine; without a run, one of open claims."""
-    sections = []
-    runs: list[Run | None] = [*latest_runs(root)]
-    for run in runs or [None]:
-        title = "No run is stored yet." if run is None else _caption(run)
-        sections.append(f"{title}\n\n{markdown(HEADINGS, (e.cells() for e in entries(run)))}")
-        sections += [bounds_markdown(run), parts_markdown(run)] if run else []
-    sections += [scaling.scaling_markdown(folder) for folder in baselines.machines(root)]
-    sections += [recovery_markdown(root), distillation_markdown(root), study_markdown(root)]
+    """What the stored runs say, as Markdown; without a run, a table of open claims.
+
+    First the claims with a column for each machine; then, folded, what each machine's run has
+    besides, and recovery; then what a teacher is worth, and the gate's own error rates.
+    """
+    runs = latest_runs(root)
+    captions = [f"- {_caption(run)}" for run in runs] or ["No run is stored yet."]
+    how = _recovery_how(row for run in runs for row in run.rows.values())
+    sections = ["\n".join(captions), how, markdown(*joint_table(runs))]
+    for run in runs:
+        parts = [bounds_markdown(run), parts_markdown(run)]
+        parts.append(scaling.scaling_markdown(run.path.parent))
+        sections.append(_folded(f"The exact engine on {run.hardware}: {DETAILS}", parts))
+    sections += [
+        recovery_markdown(root),
+        _folded("What a teacher is worth at equal cost", [distillation_markdown(root)]),
+        study_markdown(root),
+    ]
     return "\n\n".join(filter(None, sections))
+
+
+def joint_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows: one row for each claim, one column for each machine.
+
+    Accuracy is that of the row recorded last. Verdicts are told apart where machines that have
+    measured the claim differ.
+    """
+    found = [entries(run) for run in runs] or [entries(None)]
+    names = [run.hardware for run in runs] or ["measured"]
+    rows = []
+    for same in zip(*found, strict=True):
+        measured = {name: e for name, e in zip(names, same, strict=True) if e.row is not None}
+        newest = max(
+            measured.values(), key=lambda e: e.row["recorded"] if e.row else "", default=same[0]
+        )
+        verdict = newest.verdict
+        if len({e.verdict for e in measured.values()}) > 1:
+            verdict = "; ".join(f"{e.verdict} on {name}" for name, e in measured.items())
+        cells = newest.cells()
+        rows.append((*cells[:3], *(e.measured for e in same), newest.accuracy, verdict))
+    return (*HEADINGS[:3], *names, *HEADINGS[-2:]), rows
+
+
+def _folded(title: str, parts: Iterable[str]) -> str:
+    """Sections under a title that opens them; '' if all are empty."""
+    text = "\n\n".join(filter(None, parts))
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>" if text else ""
 
 
 def bounds_markdown(run: Run) -> str:
@@ -235,12 +273,13 @@ def write_html(root: Path, path: Path) -> None:
 def _machine_section(folder: Path) -> str:
     runs = baselines.history(folder)
     latest = runs[-1]
-    found = entries(latest)
+    found, caption = entries(latest), _caption(latest)
+    how = _recovery_how(latest.rows.values())
     made_up = [entry for entry in found if "@" not in entry.claim.id]
     table = _html_table(markdown(HEADINGS, (e.cells() for e in found)))
     return "\n".join(
         [
-            f"<h2>{escape(latest.hardware)}</h2><p>{escape(_caption(latest))}</p>{table}",
+            f"<h2>{escape(latest.hardware)}</h2><p>{escape(caption)} {escape(how)}</p>{table}",
             "<h3>Speed against recovery</h3>",
             speed_against_recovery(made_up),
             "<h3>Roofline</h3>",
@@ -343,12 +382,12 @@ def _caption(run: Run) -> str:
     )
     commits = ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
     latest = max(row["recorded"] for row in rows)
+    return f"{run.hardware}, {run.threads} threads, {versions}; commit {commits}; {latest[:10]}."
+
+
+def _recovery_how(rows: Iterable[Row]) -> str:
     hows = sorted({row.get("recovery_how", "") for row in rows} - {""})
-    return (
-        f"{run.hardware}, {run.threads} threads, {versions}; "
-        f"commit {commits}; {latest[:10]}."
-        f"{''.join(f' Recovery, stored with each checkpoint: {how}.' for how in hows)}"
-    )
+    return " ".join(f"Recovery, stored with each checkpoint: {how}." for how in hows)
 
 
 def _html_table(text: str) -> str:

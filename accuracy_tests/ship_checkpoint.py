@@ -2,11 +2,13 @@
 
     python accuracy_tests/ship_checkpoint.py fast.safetensors --status "why it ended"
 
-Of the learning curve that the training measured a dozen points are kept. Needs ts50.npz and
-validation.npz in MPNN_DATA.
+Of the learning curve that the training measured a dozen points are kept. What the network reads of
+chains that it was trained on stands beside what it reads of others: the difference was learnt by
+heart. Needs ts50.npz, validation.npz and the training chains in MPNN_DATA.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from mpnn.datasets import ChainSet, find_data
 from mpnn.errors import InputError
 from mpnn.networks import engine_for
 from mpnn.recovery import measure, summarize
+from mpnn.training.data import TrainingChains
 from mpnn.ts50 import ts50
 from mpnn.weights import SHIPPED, load_checkpoint, save_checkpoint
 
@@ -61,6 +64,16 @@ def figures(path, backbones):
     }
 
 
+def like_validation(path):
+    """Training chains such as the validation chains: 150 of 60 to 400 residues, one a cluster."""
+    chains = TrainingChains(path)
+    rng = np.random.Generator(np.random.Philox(key=SEED))
+    shuffled = [chains.clusters[i] for i in rng.permutation(len(chains.clusters))]
+    drawn = (chains[int(rng.choice(cluster))] for cluster in shuffled)
+    fitting = (backbone for backbone in drawn if 60 <= len(backbone) <= 400)
+    return list(itertools.islice(fitting, 150))
+
+
 def main():
     """Writes NAME.safetensors beside the other shipped checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,8 +87,11 @@ def main():
         raise InputError(f"{options.weights}: say in DATA what {card['training']['data']} holds")
     card["teacher"] = card["training"]["teacher"] or "none: the native letters alone"
     dtype = getattr(torch, options.dtype)
-    validation = list(ChainSet(find_data("validation.npz")))
-    chains = {"ts50": ts50(), "validation": validation}
+    chains = {
+        "ts50": ts50(),
+        "validation": list(ChainSet(find_data("validation.npz"))),
+        "training": like_validation(find_data(card["training"]["data"])),
+    }
     card |= {
         "stored": options.dtype,
         "data": DATA[card["training"]["data"]],

@@ -168,6 +168,12 @@ def test_session_table_fits_a_terminal():
         ("batching", row(BY_ID["batching"], 3.2, passed=False), "**void**: accuracy failed"),
         ("minimal", row(BY_ID["minimal"], 2.0), "speed *holds*, accuracy open"),
         ("minimal", row(BY_ID["minimal"], 2.0, **TRAINED), "speed *holds*, recovery -2.5 points"),
+        ("target", row(BY_ID["target"], 6.0), "speed *holds* (12,720 residues/s), accuracy open"),
+        (
+            "target",
+            row(BY_ID["target"], 4.0),
+            "speed *does not hold* (8,480 residues/s), accuracy open",
+        ),
         ("ane-64", None, "*not measured here* (needs Apple Silicon)"),
     ],
 )

@@ -34,12 +34,14 @@ class Published:
         speedup: the ratio in it, if there is one.
         recovery: in the source's words.
         source: F or E, or the table of this project that sets the target.
+        residues_per_second: what is claimed besides, whatever the machine.
     """
 
     speed: str
     speedup: float | None = None
     recovery: str = "not measured"
     source: str = "F"
+    residues_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("pruning+k30+batching", "2+2/64, k=30, batch 8", "minimal-k30-batch-8", "score-8x106",
           Published("", 7.5, "minimal loss"), compare=RECOVERY, rule=EIGHT),
     Claim("target", "more than 1.5 times the baseline, and 10,000 residues a second", "extreme-v2",
-          "score-8x106", Published("> 10,000 residues/s", 1.5, "met by extreme-v2", "E"),
+          "score-8x106", Published("> 10,000 residues/s", 1.5, "met by extreme-v2", "E", 10_000),
           compare=RECOVERY, rule=EIGHT, slow=True),  # as `extreme-v2`
     # The exact rewrites against the reference's way of working: whole jobs.
     Claim("exact-1x106", "one sequence, L=106", "exact", "sample-1x106",

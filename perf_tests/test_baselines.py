@@ -136,7 +136,20 @@ def test_portable_rows_are_the_median_over_machines(tmp_path):
     for name, ratio in (("chip-a", -1.0), ("chip-b", -2.0), ("chip-c", -4.0)):
         baselines.write(tmp_path / name, run(name, {"t": row(9.0)}))
         baselines.write(tmp_path / name, run(name, {"t": row(ratio)}))
-    assert baselines.portable_rows(tmp_path) == {"t": -2.0}
+    assert baselines.portable_rows(baselines.latest_runs(tmp_path)) == {"t": -2.0}
+
+
+def test_what_machines_have_in_common(tmp_path):
+    """Common rows are those of every machine; recovery is that of whichever recorded last."""
+    assert baselines.common_rows([]) == set()
+    days = {"chip-a": "2026-01-02", "chip-b": "2026-01-03", "chip-c": "2026-01-01"}
+    for number, (name, day) in enumerate(days.items()):
+        stating = {"passed": True, "text": "", "figures": {"recovery": 40.0 + number}}
+        rows = {"t": row() | {"accuracy": stating}, name: row()}
+        baselines.write(tmp_path / name, run(name, rows) | {"datetime": f"{day}T10:00:00+00:00"})
+    runs = baselines.latest_runs(tmp_path)
+    assert baselines.common_rows(runs) == {"t"}
+    assert baselines.stated_recoveries(runs) == {"t": 41.0}
 
 
 def test_refusals_name_noise_and_accuracy():

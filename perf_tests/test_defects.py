@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from torch.nn.functional import gelu
 
 from mpnn import model
 from mpnn.config import ModelConfig
+from mpnn.decoding import Samples
 from mpnn.optimizations import reference
 from mpnn.regression import workloads
-from mpnn.regression.workloads import Workload, backbones, equality, make_tasks, pairs_of
+from mpnn.regression.claims import BY_ID
+from mpnn.regression.outputs import closeness, equality
+from mpnn.regression.workloads import Workload, backbones, make_tasks, pairs_of
 from mpnn.variants import Variant
 from mpnn.weights import formula_weights
 
@@ -155,6 +159,69 @@ def test_a_flipped_near_tie_is_named_and_stands(right):
     assert accuracy.passed
     assert f"residue {last} of sample 0" in accuracy.text
     assert accuracy.figures["near_ties"] == 1
+
+
+def test_no_number_is_no_equality(right):
+    """Log-probabilities that are NaN fail, in whichever of several proteins they are."""
+    (samples,) = right
+    log_probs = samples.log_probs.copy()
+    log_probs[0, 0, 5] = np.nan
+    (pair,) = pairs_of(WORKLOAD, 0, right, right)
+    blank = replace(pair, subject=replace(samples, log_probs=log_probs))
+    for pairs in ([blank], [pair, blank, pair]):
+        assert not equality(pairs).passed
+        assert not closeness(pairs, 1.0).passed
+    assert equality([pair, pair]).passed
+
+
+def confident(pair, share, wrong):
+    """A pair whose reference is sure of the native letters, its subject of others at a share."""
+    native = pair.job.S[:, None].repeat(2, 1)
+    cut = round(share * native.shape[-1])
+    other = native.copy()
+    other[..., :cut] = (native[..., :cut] + 1) % 20
+    sides = []
+    for letters, p in ((native, 0.5), (other, wrong)):
+        log_probs = np.full((*letters.shape, 21), np.log((1 - p) / 20), np.float32)
+        np.put_along_axis(log_probs, letters[..., None], np.float32(np.log(p)), -1)
+        sides.append(Samples(native, log_probs))
+    return replace(pair, reference=sides[0], subject=sides[1])
+
+
+@pytest.mark.parametrize(
+    ("share", "sure", "passed"),
+    [(0.0, 0.5, True), (0.0, 0.499, True), (0.0, 0.49, False), (0.2, 0.5, False)],
+)
+def test_fewer_bits_may_cost_neither_letters_nor_recovery(right, share, sure, passed):
+    """Inside a wide band, flipped letters and a loss of expected recovery fail all the same."""
+    (pair,) = pairs_of(WORKLOAD, 0, right, right)
+    found = closeness([confident(pair, share, sure)], band=9.0)
+    assert found.passed is passed
+    assert found.figures["letters_flipped"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("pruning+batching", 0), ("non-autoregressive+exact", 0), ("jacobi-1x106", 1)],
+)
+def test_a_side_that_is_not_run_in_the_published_way_is_held_against_it(name, side, monkeypatch):
+    """A wrong batch fails a row that is judged by recovery, a wrong yardstick one of equality."""
+    claim = BY_ID[name]
+    small = replace(workloads.WORKLOADS[claim.workload], length=24, spread=1)
+    monkeypatch.setitem(workloads.WORKLOADS, claim.workload, small)
+    outputs = [s.call(0) for s in workloads.sides(claim)]
+
+    def accuracy():
+        return workloads.accuracy(claim, SimpleNamespace(outputs=[{0: found} for found in outputs]))
+
+    assert accuracy().passed
+    spoilt = outputs[side][-1]
+    log_probs = spoilt.log_probs.copy()
+    log_probs[..., [3, 4], :] = log_probs[..., [4, 3], :]  # they still sum to one
+    for which in (side, 0):
+        outputs[which][-1] = replace(spoilt, log_probs=log_probs)
+    assert not accuracy().passed
+    assert "against its network in the published way" in accuracy().text
 
 
 def test_keys_name_the_noise():

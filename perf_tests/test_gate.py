@@ -82,6 +82,16 @@ def test_a_slow_down_that_a_fresh_process_does_not_see_is_undecided(recorded):
     assert "undecided" in session.output
 
 
+def test_a_slow_down_that_no_fresh_process_can_judge_is_red(project):
+    """Where the control is out of band in every process that could confirm, nothing is settled."""
+    project.plant(
+        "import os, sys\nif '--confirm' in sys.argv:\n    os.environ['TOY_DRIFT'] = '1.1'\n"
+    )
+    session = project.pytest(slow=1.1)
+    assert session.code == 1, session.output
+    assert "regressed, but none of 2 fresh processes could tell" in session.output
+
+
 def test_an_improvement_asks_for_a_recording(recorded):
     """A gain beyond the margin fails until it is recorded, or it would hide the next loss."""
     session = recorded.pytest(slow=0.9)
@@ -151,6 +161,28 @@ def test_an_unknown_machine_still_gates(recorded):
     session = recorded.pytest("perf_tests", environ={"MPNN_HARDWARE_CHIP": "new"}, slow=3)
     assert session.code == 1
     assert "regressed" in session.output
+
+
+def test_an_unknown_machine_must_not_lack_what_all_others_have(project):
+    """There too a claim that is gone or skips itself is red, but for one that is excused."""
+    new = {"MPNN_HARDWARE_CHIP": "new"}
+    session = project.pytest(environ=new, claims="b,c")
+    assert session.code == 1, session.output
+    assert f"{A}: is stored, but no test has this id" in session.output
+    edit(project, "    claim(*", "    pytest.skip('no time') if name == 'a' else claim(*")
+    session = project.pytest(environ=new)
+    assert session.code == 1, session.output
+    assert f"{A}: is stored, but was not measured" in session.output
+    edit(
+        project,
+        "pytest.skip('no time')",
+        "(request.config.stash[GATE].excused.add(request.node.nodeid), pytest.skip('cannot'))",
+    )
+    edit(project, "import pytest\n", "import pytest\nfrom mpnn.regression.plugin import GATE\n")
+    session = project.pytest(environ=new)
+    assert session.code == 0, session.output
+    session = project.pytest()  # but where it was recorded it could be measured
+    assert session.code == 1, session.output
 
 
 def test_nothing_stored_anywhere_is_red(tmp_path):

@@ -202,7 +202,7 @@ def test_machines_stand_side_by_side(tmp_path):
     gone = row(BY_ID["half"], 1.0) | {"claim": "gone"}
     later = {"batching": row(batching, 2.0), "minimal": row(minimal, 2.0), "half": gone}
     stored(tmp_path, hardware="apple-m3-pro-macos15", when="2026-02-01", **later)
-    headings, rows = report.joint_table(report.latest_runs(tmp_path))
+    headings, rows = report.joint_table(baselines.latest_runs(tmp_path))
     machines = ["apple-m3-pro-macos15", "intel-xeon-linux6"]
     assert headings == ("claim", "what", "published", *machines, "accuracy", "verdict")
     found = {cells[0].strip("`"): cells for cells in rows}
@@ -224,7 +224,7 @@ def test_exact_jobs_stand_beside_their_bound(tmp_path):
     bound = {"bound": {"multiply_adds": 2.2e9, "seconds": 0.01}}
     bound["parts"] = {"products": 0.6, "between operations": 0.4}
     stored(tmp_path, **{"exact-1x106": row(BY_ID["exact-1x106"], 2.0) | bound})
-    (run,) = report.latest_runs(tmp_path)
+    (run,) = baselines.latest_runs(tmp_path)
     for table, wanted in (
         (report.bounds_markdown(run), ("2.2 G", "40%", "5.00×")),
         (report.parts_markdown(run), ("60%", "40%")),
@@ -339,7 +339,7 @@ def test_recovery_points_have_their_names(crowded):
     crowd = [
         charts.Point(lot.uniform(1, 9), lot.uniform(30, 40), f"variant-{i}") for i in range(15)
     ]
-    for run in report.latest_runs(ROOT / "baselines"):
+    for run in baselines.latest_runs(ROOT / "baselines"):
         measured, published = report.recovery_points(report.entries(run))
         measured = crowd if crowded else measured
         figure = charts.recovery_figure(measured, published)

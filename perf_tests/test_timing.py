@@ -216,6 +216,29 @@ def test_figures_of_other_machines_count_where_they_say_something():
     assert stored.expectation("a", Rule(portable=False))[0] == -0.4
 
 
+@pytest.mark.parametrize(
+    ("recovery", "passed"), [(44.0, True), (43.6, True), (50.0, True), (43.4, False), (None, False)]
+)
+def test_a_network_that_recovers_less_than_was_recorded_fails(recovery, passed):
+    """Half a point is the margin; a recovery that is gone fails too, and a recording takes both."""
+    figures = {} if recovery is None else {"recovery": recovery}
+    found = Accuracy(True, "recovery so and so", figures)
+    stored = {"recoveries": {"a": 44.0}}
+    held = Gate({}, {}, **stored).held_recovery("a", found)
+    assert held.passed is passed
+    assert held.text.endswith("so and so" if passed else "recorded with a recovery of 44.0 %")
+    assert Gate({}, {}, **stored).held_recovery("b", found) == found
+    assert Gate({}, {}, recording=True, **stored).held_recovery("a", found) == found
+
+
+def test_a_row_is_held_against_the_recovery_that_was_recorded():
+    """What the outputs say of recovery enters the row as it was judged."""
+    gate, clock = Gate({}, {}, recoveries={"a": 44.0}), SimulatedClock(0)
+    timing = gate.time("a", clock.side(0.02), clock.side(0.02), Rule(), 0, clock)
+    row = gate.row("a", timing, Rule(), Accuracy(True, "as always", {"recovery": 30.0}))
+    assert not row["accuracy"]["passed"]
+
+
 def test_a_recording_looks_longer():
     """Noise costs a recording time before it costs a row; a judging session keeps to its rule."""
     rule, stored = Rule(), {"a": {"log_ratio": -0.5}}

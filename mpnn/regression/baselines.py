@@ -98,13 +98,32 @@ def machines(root: Path) -> list[Path]:
     return sorted(folder for folder in root.glob("*/") if run_files(folder))
 
 
-def portable_rows(root: Path) -> dict[str, float]:
+def latest_runs(root: Path) -> list[Run]:
+    """The newest run of each machine below `root`."""
+    return [load(run_files(folder)[-1]) for folder in machines(root)]
+
+
+def portable_rows(runs: Iterable[Run]) -> dict[str, float]:
     """Log-ratio of each row, the median over the latest runs of every machine."""
     found: dict[str, list[float]] = {}
-    for folder in machines(root):
-        for name, row in load(run_files(folder)[-1]).rows.items():
+    for run in runs:
+        for name, row in run.rows.items():
             found.setdefault(name, []).append(row["log_ratio"])
     return {name: median(ratios) for name, ratios in found.items()}
+
+
+def common_rows(runs: Iterable[Run]) -> set[str]:
+    """Rows that every one of some runs has; none of no runs."""
+    names = [set(run.rows) for run in runs]
+    return set.intersection(*names) if names else set()
+
+
+def stated_recoveries(runs: Iterable[Run]) -> dict[str, float]:
+    """Recovery in per cent of each row that states one, on the machine that recorded it last."""
+    rows = [item for run in runs for item in run.rows.items()]
+    rows.sort(key=lambda item: str(item[1]["recorded"]))
+    figures = {name: row.get("accuracy", {}).get("figures", {}) for name, row in rows}
+    return {name: found["recovery"] for name, found in figures.items() if "recovery" in found}
 
 
 def refusals(rows: Mapping[str, Row]) -> list[str]:

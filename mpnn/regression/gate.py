@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,9 @@ half as fast there may be so by its processor, what is slower has broken."""
 
 RECORDING = 4
 """Times as many looks, and as much time, as a session that judges: until the row can be stored."""
+
+RECOVERY_MARGIN = 0.5
+"""Points of recovery that a network may have less than the one that was recorded."""
 
 CONTROL_LOOKS = 2
 
@@ -57,9 +60,12 @@ class Gate:
     Attributes:
         stored: rows of this machine's latest run by test id; None on an unknown machine.
         portable: log-ratios from all recorded machines, for rows that this one has not.
+        recoveries: recovery in per cent that the row recorded last states, on whatever machine.
+        common: rows that every recorded machine has, of which an unknown one must not lack any.
         recording: measure until a row can be stored, then compare it with the run before.
         quick: coarser rule, for local work.
         rows: what this session measured, by test id.
+        excused: claims that this machine cannot measure.
         control: the reference against itself.
     """
 
@@ -67,7 +73,10 @@ class Gate:
     portable: Mapping[str, float]
     recording: bool = False
     quick: bool = False
+    recoveries: Mapping[str, float] = field(default_factory=dict)
+    common: Collection[str] = ()
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    excused: set[str] = field(default_factory=set)
     control: PairedTiming | None = None
 
     def expectation(self, name: str, rule: Rule) -> tuple[float | None, Rule]:
@@ -125,6 +134,7 @@ class Gate:
         """The figures of one claim as they are stored in `extra_info`."""
         expected, used = self.expectation(name, rule)
         low, high = timing.interval(used.alpha_pass)
+        accuracy = self.held_recovery(name, accuracy)
         return {
             "log_ratio": timing.log_ratio,
             "log_ratio_low": low,
@@ -145,6 +155,24 @@ class Gate:
             },
             "verdict": self.verdict(name, timing, expected, used),
         }
+
+    def held_recovery(self, name: str, accuracy: Accuracy) -> Accuracy:
+        """Fails a row that recovers less than the row recorded last, unless this is a recording.
+
+        A network that recovers less, or whose recovery is no longer known, is not what was stored.
+        """
+        before, now = self.recoveries.get(name), accuracy.figures.get("recovery")
+        if before is None or self.recording or not accuracy.passed:
+            return accuracy
+        if now is not None and now >= before - RECOVERY_MARGIN:
+            return accuracy
+        text = f"{accuracy.text}; recorded with a recovery of {before:.1f} %"
+        return replace(accuracy, passed=False, text=text)
+
+    @property
+    def expected_rows(self) -> Collection[str]:
+        """Stored rows that a session must not lack: of this machine, or of all recorded ones."""
+        return self.common if self.stored is None else self.stored
 
     def verdict(self, name: str, timing: PairedTiming, expected: float | None, rule: Rule) -> str:
         """Verdict on speed; where a row is not recorded it may be faster than on other machines.
@@ -177,7 +205,9 @@ class Gate:
         found += [
             f"{name}: is stored, but was not measured"
             for name in selected
-            if name in (self.stored or {}) and name not in self.rows
+            if name in self.expected_rows
+            and name not in self.rows
+            and (self.stored is not None or name not in self.excused)
         ]
         if self.recording:  # gates nothing; each row that it refuses is told by itself
             measured = self.rows or not selected

@@ -20,6 +20,12 @@ from mpnn.weights import Card
 RECOVERY_SET = "ts50"
 """The set of proteins, named in checkpoints' cards, whose recovery stands in a row."""
 
+MOST_FLIPPED = 0.1
+"""Share of residues whose likeliest letter fewer bits may change: twice what int8 does."""
+
+LEAST_CHANGE = -0.002
+"""Change of the mean probability of the native letter that still counts as none, of fewer bits."""
+
 SAME_DISTANCE = 1e-4
 """Å by which a neighbour's distance may differ: of two residues equally far, but for rounding,
 a search may take either."""
@@ -54,6 +60,8 @@ def equality(pairs: Sequence[Pair]) -> Accuracy:
     changed = [(name, flip) for name, flip in found if not flip.is_rounding]
     differences = [largest_difference(p.reference, p.subject) for p in pairs]
     largest = max((d for d in differences if not math.isnan(d)), default=math.inf)
+    if any(np.isnan(side.log_probs).any() for p in pairs for side in (p.reference, p.subject)):
+        return Accuracy(passed=False, text="log-probabilities that are no numbers")
     text = "equal"
     if found:
         name, flip = (changed or found)[0]
@@ -76,6 +84,9 @@ def equality(pairs: Sequence[Pair]) -> Accuracy:
 def closeness(pairs: Sequence[Pair], band: float) -> Accuracy:
     """Log-probabilities within `band` nats of the reference's, and what the differences do.
 
+    They may flip no more likeliest letters than `MOST_FLIPPED`, nor cost more expected recovery
+    than `LEAST_CHANGE`.
+
     Residues after the first letter that differs see other letters than the reference's, and say
     nothing about the engine: they are left out.
     """
@@ -87,7 +98,7 @@ def closeness(pairs: Sequence[Pair], band: float) -> Accuracy:
     flipped = 1 - agreement(ours, theirs, every)
     change = expected_recovery(ours, native, every) - expected_recovery(theirs, native, every)
     return Accuracy(
-        passed=largest <= band,
+        passed=largest <= band and flipped <= MOST_FLIPPED and change >= LEAST_CHANGE,
         text=f"|Δ|≤{largest:.0e} (band {band:g}), KL {kl:.0e}, top-1 flips {flipped:.1%}, "
         f"expected recovery {100 * change:+.2f} points",
         figures={

@@ -32,6 +32,9 @@ from mpnn.regression.timing import Clock, PairedTiming, Rule, Side, Verdict
 CONFIRMATIONS = 2
 """Fresh processes that may confirm a change, until one is not void."""
 
+VOID = "void"
+"""Said of a fresh process whose control was out of its band."""
+
 DEFAULT_STORAGE = "file://./.benchmarks"
 GATE = pytest.StashKey[Gate]()
 COLLECTED = pytest.StashKey[list[str]]()  # before deselection
@@ -102,7 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if option.record:
             refuse_uncommitted(config)
             config.stash[COMMIT] = str(baselines.commit_info(config.rootpath)["id"])
-        portable = baselines.portable_rows(root)
+        latest = baselines.latest_runs(root)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
     if option.record or (option.benchmark_compare is True and not stored):
@@ -110,7 +113,14 @@ def pytest_configure(config: pytest.Config) -> None:
     elif stored and not option.benchmark_compare:
         option.benchmark_compare = True
     rows = stored[-1].rows if stored else None
-    config.stash[GATE] = Gate(rows, portable, option.record, option.quick)
+    config.stash[GATE] = Gate(
+        stored=rows,
+        portable=baselines.portable_rows(latest),
+        recording=option.record,
+        quick=option.quick,
+        recoveries=baselines.stated_recoveries(latest),
+        common=baselines.common_rows(latest),
+    )
 
 
 def baselines_root(config: pytest.Config) -> Path:
@@ -262,7 +272,7 @@ def _confirm(config: pytest.Config, name: str, row: dict[str, Any]) -> None:
         if not again["void"]:
             break
     row["second_log_ratio"] = again["log_ratio"]
-    row["second_verdict"] = "void" if again["void"] else again["verdict"]
+    row["second_verdict"] = VOID if again["void"] else again["verdict"]
     if not again["accuracy"]["passed"]:
         row["accuracy"] = again["accuracy"]
     if config.stash[GATE].recording:
@@ -288,15 +298,24 @@ def _speak(config: pytest.Config, name: str, row: Mapping[str, Any]) -> None:
         if reasons:
             pytest.fail(reasons[0], False)
         return
+    figures = describe(row)
     if row["verdict"] == NOT_RECORDED:
-        message = f"no stored figure ({describe(row)}): `tox -e record` stores it"
+        message = f"no stored figure ({figures}): `tox -e record` stores it"
         pytest.fail(message, False) if gate.stored is not None else pytest.skip(message)
-    if row["verdict"] == Verdict.REGRESSED:
-        pytest.fail(f"regressed: {describe(row)}; confirmed in a fresh process", False)
-    if row["verdict"] == Verdict.IMPROVED:
-        pytest.fail(f"improved: {describe(row)}; `tox -e record` keeps the gain", False)
+    failures = {
+        Verdict.REGRESSED: f"regressed: {figures}; confirmed in a fresh process",
+        Verdict.IMPROVED: f"improved: {figures}; `tox -e record` keeps the gain",
+    }
+    if row["verdict"] in failures:
+        pytest.fail(failures[row["verdict"]], False)
+    if row.get("second_verdict") == VOID:
+        pytest.fail(
+            f"{row['first_verdict']}, but none of {CONFIRMATIONS} fresh processes could tell: "
+            f"there the reference differed from itself; {figures}",
+            False,
+        )
     if row["verdict"] == Verdict.UNDECIDED:
-        pytest.skip(f"undecided: {describe(row)}")
+        pytest.skip(f"undecided: {figures}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -350,7 +369,7 @@ def _vanished(config: pytest.Config, gate: Gate) -> list[str]:
             return False
         return any(path == file or path in file.parents for path in paths)
 
-    return [name for name in gate.stored or {} if name not in collected and asked_for(name)]
+    return [name for name in gate.expected_rows if name not in collected and asked_for(name)]
 
 
 def _record(config: pytest.Config, vanished: Iterable[str]) -> list[str]:

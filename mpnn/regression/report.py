@@ -131,18 +131,13 @@ def entries(run: Run | None) -> list[Entry]:
     return [Entry(claim, rows.get(claim.id), apple) for claim in CLAIMS]
 
 
-def latest_runs(root: Path) -> list[Run]:
-    """The newest run of each machine below `root`."""
-    return [baselines.history(folder)[-1] for folder in baselines.machines(root)]
-
-
 def claims_markdown(root: Path) -> str:
     """What the stored runs say, as Markdown; without a run, a table of open claims.
 
     First the claims with a column for each machine; then, folded, what each machine's run has
     besides, and recovery; then what a teacher is worth, and the gate's own error rates.
     """
-    runs = latest_runs(root)
+    runs = baselines.latest_runs(root)
     captions = [f"- {_caption(run)}" for run in runs] or ["No run is stored yet."]
     how = _recovery_how(row for run in runs for row in run.rows.values())
     sections = ["\n".join(captions), how, markdown(*joint_table(runs))]

@@ -25,7 +25,11 @@ def sides(claim):
     if claim.id == "elsewhere":
         raise InputError("no such package")
     rounds = ROUNDS if claim.id == "spin" else 20_000
-    return [SimpleNamespace(call=lambda number: sum(range(rounds)), units=1)]
+    return [SimpleNamespace(call=lambda number: sum(range(rounds)), units=1)] * 2
+def accuracy(claim, timing):
+    subject, reference = timing.outputs
+    passed = subject == reference and claim.id != "WRONG"
+    return SimpleNamespace(passed=passed, text="other letters")
 """
 
 
@@ -100,6 +104,15 @@ def test_a_planted_slow_down_of_the_working_tree_is_red(project):
     _, reasons = against.compare(project.root, "HEAD", pairs=7)
     assert any(reason.startswith("spin: regressed by") for reason in reasons)
     assert not any(reason.startswith("turn: regressed") for reason in reasons)
+
+
+def test_a_working_tree_that_is_fast_and_wrong_is_red(project):
+    """Outputs that differ from the reference's fail, whatever the time says."""
+    path = project.root / "mpnn" / "regression" / "workloads.py"
+    path.write_text(path.read_text().replace("WRONG", "turn"))
+    _, reasons = against.compare(project.root, "HEAD", pairs=1)
+    assert "turn: accuracy failed, other letters" in reasons
+    assert not any(reason.startswith("spin: accuracy") for reason in reasons)
 
 
 def test_a_tree_with_other_dependencies_gets_a_python_of_its_own(project):

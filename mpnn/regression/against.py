@@ -2,7 +2,8 @@
 
 This gates a pull request where no baseline of the machine exists. A pair is one process of each;
 which goes first is drawn. The figure is the median over pairs of ln(head/base) for every claim,
-with a bootstrap interval over the pairs of processes.
+with a bootstrap interval over the pairs of processes. Before, the head's outputs are held against
+those of its references once: a head that is fast and wrong does not go in.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mpnn.errors import InputError
@@ -52,8 +54,21 @@ class Tree:
         Raises:
             InputError: that process failed, or measured another tree.
         """
+        seconds: Seconds = self._answer(word)["seconds"]
+        return seconds
+
+    def failures(self, word: str) -> Mapping[str, str]:
+        """The claims whose id contains `word` and whose outputs are wrong, and in what.
+
+        Raises:
+            InputError: as `time`.
+        """
+        failures: Mapping[str, str] = self._answer(word, "--check")["failures"]
+        return failures
+
+    def _answer(self, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
-            [str(self.python), "-P", str(WORKER), word],
+            [str(self.python), "-P", str(WORKER), *arguments],
             cwd=self.root,
             env={**os.environ, **PINNED, "PYTHONPATH": str(self.root)},
             capture_output=True,
@@ -65,8 +80,7 @@ class Tree:
         answer: dict[str, Any] = json.loads(done.stdout)
         if Path(answer["package"]) != self.root.resolve():
             raise InputError(f"timed {answer['package']} instead of {self.root}")
-        seconds: Seconds = answer["seconds"]
-        return seconds
+        return answer
 
 
 @dataclass(frozen=True)
@@ -145,9 +159,22 @@ def differences(base: Sequence[Seconds], head: Sequence[Seconds]) -> list[Differ
     return [_difference(name, base, head) for name in names]
 
 
-def problems(base: Seconds, head: Seconds, found: Sequence[Difference]) -> list[str]:
-    """Why the head may not go in; empty if it may."""
-    said = [f"{name}: is a claim of the base and gone in the head" for name in base.keys() - head]
+def problems(
+    base: Seconds,
+    head: Seconds,
+    found: Sequence[Difference],
+    failures: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
+    """Why the head may not go in; empty if it may.
+
+    Args:
+        base: of the claims of the base.
+        head: the same of the head.
+        found: how they differ.
+        failures: claims of the head whose outputs are wrong, and in what.
+    """
+    said = [f"{name}: accuracy failed, {text}" for name, text in failures.items()]
+    said += [f"{name}: is a claim of the base and gone in the head" for name in base.keys() - head]
     said += [
         f"{d.name}: regressed by {math.expm1(d.log_ratio):.1%}"
         for d in found
@@ -177,12 +204,13 @@ def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tu
         tree = check_out(root, revision, Path(folder) / "base")
         base = Tree(tree, python_for(tree, root))
         head = Tree(root, Path(sys.executable))
+        failures = head.failures(word)
         times = alternate(lambda: base.time(word), lambda: head.time(word), pairs)
     found = differences(*times)
     table = markdown(("claim", f"change of time against {revision}", "verdict"), [
         difference.cells() for difference in found
     ])  # fmt: skip
-    return table, problems(times[0][0], times[1][0], found)
+    return table, problems(times[0][0], times[1][0], found, failures)
 
 
 def _difference(name: str, base: Sequence[Seconds], head: Sequence[Seconds]) -> Difference:

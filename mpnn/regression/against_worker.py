@@ -1,22 +1,24 @@
 """Times the claims of whichever `mpnn` stands first on the path; `against` runs it by file name.
 
-It uses nothing of the package but its table of claims and how to build their sides, so that it can
-time an older commit than its own.
+It times with nothing of the package but its table of claims and how to build their sides, so that
+it can time an older commit than its own. With `--check` it times nothing, and judges outputs.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mpnn
 from mpnn.errors import InputError
+from mpnn.regression import workloads
 from mpnn.regression.claims import CLAIMS, not_measured_here
-from mpnn.regression.workloads import sides
 
 LEGS, LEG_SECONDS = 5, 0.05
 
@@ -36,20 +38,44 @@ def seconds_per_unit(side: Any) -> float:
     return statistics.median(legs[1:])
 
 
-def main(word: str) -> dict[str, object]:
+def flush_denormals() -> None:
+    """As the gate does before each claim, for packages that a claim has loaded may turn it off."""
+    if torch := sys.modules.get("torch"):  # by the tree that is timed
+        torch.set_flush_denormal(True)
+
+
+def failure(claim: Any, subject: Any, reference: Any) -> str | None:
+    """What is wrong with the outputs of one call of each side; None where nothing is."""
+    outputs = tuple({0: side.call(0)} for side in (subject, reference))
+    found = workloads.accuracy(claim, SimpleNamespace(outputs=outputs))  # type: ignore[arg-type]
+    return None if found.passed else found.text
+
+
+def main(word: str, checks: bool) -> dict[str, object]:
     """Seconds per unit of every short claim whose id contains `word`, and where mpnn came from.
 
     A claim that cannot run here, for want of a package, is named on stderr and left out.
+
+    Args:
+        word: part of the ids.
+        checks: whether outputs are held against the reference's instead of timed.
     """
     chosen = [c for c in CLAIMS if word in c.id and not c.slow and not not_measured_here(c)]
-    found = {}
+    seconds, failures = {}, {}
     for claim in chosen:
+        flush_denormals()
         try:
-            found[claim.id] = seconds_per_unit(sides(claim)[0])
+            subject, reference = workloads.sides(claim)
+            if not checks:
+                seconds[claim.id] = seconds_per_unit(subject)
+            elif text := failure(claim, subject, reference):
+                failures[claim.id] = text
         except (FileNotFoundError, InputError) as error:
             sys.stderr.write(f"{claim.id}: not measured here: {error}\n")
-    return {"package": str(Path(mpnn.__file__).resolve().parents[1]), "seconds": found}
+    package = str(Path(mpnn.__file__).resolve().parents[1])
+    return {"package": package, "seconds": seconds, "failures": failures}
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(sys.argv[1])))
+    gc.disable()
+    sys.stdout.write(json.dumps(main(sys.argv[1], "--check" in sys.argv)))

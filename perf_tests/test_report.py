@@ -168,6 +168,23 @@ def test_session_table_fits_a_terminal():
         ("batching", row(BY_ID["batching"], 3.2, passed=False), "**void**: accuracy failed"),
         ("minimal", row(BY_ID["minimal"], 2.0), "speed *holds*, accuracy open"),
         ("minimal", row(BY_ID["minimal"], 2.0, **TRAINED), "speed *holds*, recovery -2.5 points"),
+        (
+            "pruning",
+            row(BY_ID["pruning"], 2.0, **TRAINED),
+            "speed *holds*, recovery -2.5 points: “no loss” *does not hold*",
+        ),
+        (
+            "pruning",
+            row(BY_ID["pruning"], 2.0, **TRAINED | {"recovery": 44.1}),
+            "speed *holds*, recovery -0.4 points: “no loss” *holds*",
+        ),
+        (
+            "neighbours-16",
+            row(BY_ID["neighbours-16"], 2.0, **TRAINED),
+            "speed *holds*, recovery -2.5 points: “5.3 points lost” *does not hold*",
+        ),
+        ("torch-compile", row(BY_ID["torch-compile"], 0.99), "*holds*"),
+        ("torch-compile", row(BY_ID["torch-compile"], 1.1), "*does not hold*: no such loss"),
         ("target", row(BY_ID["target"], 6.0), "speed *holds* (12,720 residues/s), accuracy open"),
         (
             "target",
@@ -180,6 +197,22 @@ def test_session_table_fits_a_terminal():
 def test_verdicts_on_published_figures(claim, measured, verdict):
     """A published figure holds, does not hold, is void, is half open, or is not measured here."""
     assert entry(BY_ID[claim], measured).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ("fast", "1.67× (8.82 ms), recovery 0.9 %"),
+        ("pruning", "1.93×, no loss"),
+        ("half", "runtime errors"),
+        ("ane-512", "2.75× on average of the smaller ones"),
+        ("exact-1x106", "10.0×, the same sequences"),
+        ("mlx-1x106", "–"),
+    ],
+)
+def test_what_was_published_is_shown_whole(claim, said):
+    """Ratio, what it was measured as, and recovery, as far as they were printed."""
+    assert entry(BY_ID[claim], None).published == said
 
 
 def test_markdown_has_every_claim(tmp_path):

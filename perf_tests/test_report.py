@@ -231,9 +231,11 @@ def test_machines_stand_side_by_side(tmp_path):
     """
     batching, minimal = BY_ID["batching"], BY_ID["minimal"]
     accurate = {"passed": True, "text": "equal, |Δ|≤9e-07", "figures": {}}
-    stored(tmp_path, batching=row(batching, 3.2) | {"accuracy": accurate})
+    now = {"minimal": row(minimal, 2.1, **TRAINED)}
+    stored(tmp_path, batching=row(batching, 3.2) | {"accuracy": accurate}, **now)
     gone = row(BY_ID["half"], 1.0) | {"claim": "gone"}
-    later = {"batching": row(batching, 2.0), "minimal": row(minimal, 2.0), "half": gone}
+    earlier = row(minimal, 2.0, **TRAINED | {"recovery": 41.0})
+    later = {"batching": row(batching, 2.0), "minimal": earlier, "half": gone}
     stored(tmp_path, hardware="apple-m3-pro-macos15", when="2026-02-01", **later)
     headings, rows = report.joint_table(baselines.latest_runs(tmp_path))
     machines = ["apple-m3-pro-macos15", "intel-xeon-linux6"]
@@ -245,7 +247,7 @@ def test_machines_stand_side_by_side(tmp_path):
     assert intel.startswith("3.20×")
     assert accuracy == accurate["text"]  # recorded later
     assert verdict == f"*does not hold* on {machines[0]}; *holds* on {machines[1]}"
-    assert found["minimal"][-1] == "speed *holds*, accuracy open"
+    assert found["minimal"][-1] == "speed *holds*, recovery -2.5 points"  # of the later network
     assert found["half"][3] == "–"
     assert found["half"][-1] == "measured"
     assert found["metal-fusion"][3:] == ("–", "–", "–", found["metal-fusion"][-1])

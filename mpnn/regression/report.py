@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -129,6 +129,12 @@ class Entry:
         """Accuracy figures of the row."""
         return {} if self.row is None else self.row["accuracy"]["figures"]
 
+    def with_accuracy_of(self, other: Entry) -> Entry:
+        """The same speed with a later entry's accuracy, if that is of checkpoints, not machines."""
+        if self.row is None or other.row is None or self.claim.compare is not Compare.RECOVERY:
+            return self
+        return replace(self, row={**self.row, "accuracy": other.row["accuracy"]})
+
     def cells(self) -> tuple[str, ...]:
         """The row of the claims table."""
         claim = self.claim
@@ -186,9 +192,10 @@ def joint_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, .
         newest = max(
             measured.values(), key=lambda e: e.row["recorded"] if e.row else "", default=same[0]
         )
+        verdicts = {name: e.with_accuracy_of(newest).verdict for name, e in measured.items()}
         verdict = newest.verdict
-        if len({e.verdict for e in measured.values()}) > 1:
-            verdict = "; ".join(f"{e.verdict} on {name}" for name, e in measured.items())
+        if len(set(verdicts.values())) > 1:
+            verdict = "; ".join(f"{said} on {name}" for name, said in verdicts.items())
         cells = newest.cells()
         rows.append((*cells[:3], *(e.measured for e in same), newest.accuracy, verdict))
     return (*HEADINGS[:3], *names, *HEADINGS[-2:]), rows

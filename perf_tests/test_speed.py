@@ -47,7 +47,7 @@ def excuse(request, reason):
     "id_",
     [pytest.param(c.id, id=c.id, marks=[pytest.mark.slow] if c.slow else []) for c in CLAIMS],
 )
-def test_claim(claim, id_, machine_peaks, pytestconfig, request):
+def test_claim(claim, id_, machine_peaks, request):
     """The subject is as many times as fast as it was when it was recorded, and as accurate."""
     row = BY_ID[id_]
     if reason := not_measured_here(row):
@@ -59,6 +59,6 @@ def test_claim(claim, id_, machine_peaks, pytestconfig, request):
     except InputError as error:  # no such package or device
         pytest.skip(f"not measured here: {error}")
     said = about(row, machine_peaks)
-    if pytestconfig.getoption("record"):
+    if request.config.getoption("record"):
         said |= {"bound": bound_of(row), "parts": parts_of(row)}
     claim(subject, reference, accuracy=functools.partial(accuracy, row), rule=row.rule, about=said)

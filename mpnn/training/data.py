@@ -222,9 +222,9 @@ class RaggedBatch:
             crops: at least one.
             k: neighbours, the residue itself among them.
             device: where the batch goes.
-            shown: share of the k, at least the residue itself, that are kept. The others are left
-                out by lot, and weights make up for them, so that sums over neighbours are as large
-                as without; K is the number of those kept.
+            shown: share of the k that are kept, at least the residue itself and one more. The
+                others are left out by lot, and weights make up for them, so that sums over
+                neighbours are as large as without; K is the number of those kept.
         """
         starts = np.cumsum([0, *(len(c) for c in crops)])
         pieces = [_neighbors(c, k, shown) for c in crops]

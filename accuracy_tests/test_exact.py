@@ -51,6 +51,10 @@ BACKBONES = {
     "three chains": [made_up_backbone(75, chains=3)],
     "shorter than K": [made_up_backbone(15)],
     "masked residues": [with_gaps(made_up_backbone(60), 3, 4, 30, 59)],
+    "fewer complete residues than K": [
+        with_gaps(made_up_backbone(60), *range(3, 48)),
+        made_up_backbone(75, seed=1),
+    ],
     "different lengths": [made_up_backbone(n, seed=n) for n in (50, 11, 33)],
 }
 

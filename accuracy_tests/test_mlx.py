@@ -91,8 +91,7 @@ def test_graph(batch: Batch, model: ProteinMPNN) -> None:
     np.testing.assert_allclose(np.array(D_rows)[valid], D.flatten(0, 1).numpy()[valid], atol=1e-5)
     B, L, _ = E_idx.shape
     given = (E_idx + torch.arange(B)[:, None, None] * L).flatten(0, 1)
-    near = batch.mask.flatten().numpy() > 0  # a masked residue is as far from all others
-    near = near[:, None] & np.isfinite(np.array(D_rows))
+    near = np.isfinite(np.array(D_rows))
     np.testing.assert_array_equal(np.array(rows_of_E_idx)[near], given.numpy()[near])
     classes = mlx_graph.relative_positions(
         arrays["residue_idx"].flatten(),

@@ -61,19 +61,27 @@ def neighbors(ca: Tensor, mask: Tensor, valid: Tensor, k: int) -> tuple[Tensor, 
 
     Returns:
         E_idx [B, L, K] int64, closest first, and their distances [B, L, K]. A pair with a masked
-        member has the row's largest distance among unmasked pairs; padding comes after everything.
+        member has the row's largest distance among unmasked pairs. Such pairs come after all
+        others, in the order of the residues, and padding after everything: which neighbours a
+        residue has depends neither on the batch nor on how a library breaks ties.
     """
-    D = distance(ca[:, :, None], ca[:, None, :])
-    D = row_adjusted(D, mask[:, :, None] * mask[:, None, :])
+    pair_mask = mask[:, :, None] * mask[:, None, :]
+    D = row_adjusted(distance(ca[:, :, None], ca[:, None, :]), pair_mask)
     D = D.masked_fill(~valid[:, None, :], torch.inf)
-    D_neighbors, E_idx = D.topk(min(k, ca.shape[1]), dim=-1, largest=False)
-    return E_idx, D_neighbors
+    E_idx = (D + behind(pair_mask)).topk(min(k, ca.shape[1]), dim=-1, largest=False).indices
+    return E_idx, D.gather(-1, E_idx)
 
 
 def row_adjusted(D: Tensor, pair_mask: Tensor) -> Tensor:
     """Puts the row's largest unmasked distance where `pair_mask` [..., L, L] is 0."""
     D = D * pair_mask
     return D + (1 - pair_mask) * D.amax(-1, keepdim=True)
+
+
+def behind(pair_mask: Tensor) -> Tensor:
+    """What to add to `row_adjusted` distances so that masked pairs sort last, by position."""
+    position = torch.arange(1, pair_mask.shape[-1] + 1, device=pair_mask.device)
+    return (1 - pair_mask) * position
 
 
 def rbf_centres(like: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The reference with its neighbours found on the host, by a tree instead of all L × L distances.
 
 A tree searches one structure at a time, in float64; what it finds goes with the batch (`E_idx`) to
-whatever device and engine the network runs on. It holds complete residues alone. A residue without
-atoms has the row's largest distance to everything, as in `mpnn.graph.neighbors`, so it comes last.
+whatever device and engine the network runs on. It holds complete residues alone. Residues without
+atoms come after them by position, as in `mpnn.graph.neighbors`.
 
 Source of the idea: scikit-learn's ball tree, published for devices on which top-k is slow. On a CPU
 the trees lose to distances and top-k in torch at 106 residues and win from 500 (k-d tree) or 1,000
@@ -46,8 +46,8 @@ def kd_tree(points: Points, count: int) -> IntArray:
 def with_neighbors(batch: Batch, k: int, nearest: Nearest) -> Batch:
     """The batch with E_idx [B, L, K], K = min(k, L), as `mpnn.graph.neighbors` finds it.
 
-    Where distances are equal the choice may differ; so may all of a masked residue's neighbours,
-    since its distances are all the same. A batch that brings its neighbours is left as it is.
+    Where two complete residues are equally far away the choice may differ. A batch that brings its
+    neighbours is left as it is.
     """
     if batch.E_idx is not None:
         return batch

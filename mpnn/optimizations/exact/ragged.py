@@ -135,10 +135,13 @@ def _search(ca: Tensor, mask: Tensor, found: tuple[Tensor, Tensor], workers: Wor
 
     def tile(rows: slice) -> None:
         pair = graph.distance(ca[rows, None], ca[None])
+        order = pair
         if not whole:
-            pair = graph.row_adjusted(pair, mask[rows, None] * mask)
-        nearest = pair.topk(K, dim=-1, largest=False)
-        D[rows], E_idx[rows] = nearest.values, nearest.indices
+            pair_mask = mask[rows, None] * mask
+            pair = graph.row_adjusted(pair, pair_mask)
+            order = pair + graph.behind(pair_mask)
+        nearest = order.topk(K, dim=-1, largest=False).indices
+        D[rows], E_idx[rows] = pair.gather(-1, nearest), nearest
 
     workers.map(tile, tiles(len(ca), rows_at_once))
 

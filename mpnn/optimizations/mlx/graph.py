@@ -54,12 +54,14 @@ def neighbors(
         Rows E_idx [R, K] int32, closest first, and their distances [R, K].
     """
     B, L = mask.shape
-    D = row_adjusted(distance(ca[:, :, None], ca[:, None]), mask[:, :, None] * mask[:, None])
+    pair_mask = mask[:, :, None] * mask[:, None]
+    D = row_adjusted(distance(ca[:, :, None], ca[:, None]), pair_mask)
     if given is None:
         D = mx.where(valid[:, None], D, mx.inf)
+        order = D + (1 - pair_mask) * mx.arange(1, L + 1)  # masked pairs last, by position
         K = min(k, L)
-        nearest = mx.argpartition(D, K - 1, -1)[..., :K] if K < L else mx.argsort(D, -1)
-        by_distance = mx.argsort(mx.take_along_axis(D, nearest, -1), -1)
+        nearest = mx.argpartition(order, K - 1, -1)[..., :K] if K < L else mx.argsort(order, -1)
+        by_distance = mx.argsort(mx.take_along_axis(order, nearest, -1), -1)
         given = mx.take_along_axis(nearest, by_distance, -1)
     given = given.astype(mx.int32)
     D_neighbors = mx.take_along_axis(D, given, -1)

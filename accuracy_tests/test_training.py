@@ -205,6 +205,12 @@ def test_every_chain_of_a_cluster_comes_up(chains):
     assert {draw(chains, DrawConfig(), number).chain for number in range(60)} == set(range(5))
 
 
+def test_a_chain_comes_in_all_of_its_orders(chains):
+    """Which chain of a cluster is drawn says nothing of the order in which it is decoded."""
+    crops = [draw(chains, DrawConfig(orders=2), number) for number in range(120)]
+    assert {(c.chain, c.order) for c in crops} == set(itertools.product(range(5), range(2)))
+
+
 def test_chains_repeat_after_the_rounds_given(chains):
     """With two rounds a cluster's chain of round 5 is that of round 1; the noise is new."""
     crops = [draw(chains, DrawConfig(rounds=2), number) for number in range(18)]
@@ -312,6 +318,25 @@ def test_short_chains_are_never_drawn(tmp_path):
     assert [c.tolist() for c in chains.clusters] == [[1, 2]]
     with pytest.raises(InputError, match="no chain has 20 complete residues"):
         TrainingChains(write_chains(tmp_path / "none.npz", (20, 19), (1, 2)))
+
+
+def of_unknown_letters(path: Path, known: slice) -> Path:
+    """The chain file at `path` with X instead of all letters but the `known` ones of each chain."""
+    arrays = dict(np.load(path))
+    for first, last in itertools.pairwise(arrays["offsets"]):
+        letters = arrays["sequence"][first:last]
+        kept = letters[known].copy()
+        letters[:] = ord("X")
+        letters[known] = kept
+    np.savez(path, **arrays)
+    return path
+
+
+def test_chains_of_unknown_letters_are_never_drawn(tmp_path):
+    """They have nothing to teach, however complete their residues are."""
+    path = of_unknown_letters(write_chains(tmp_path / "some.npz", (40, 40), (1, 2)), slice(15))
+    with pytest.raises(InputError, match="no chain has 20 complete residues whose letter is known"):
+        TrainingChains(path)
 
 
 # The run
@@ -591,6 +616,31 @@ def test_a_run_can_be_made_longer(config, tmp_path):
     assert_same(weights_of(train(longer)), weights_of(train(dataclasses.replace(config, steps=8))))
 
 
+def test_a_later_end_is_refused_once_the_decay_has_begun(config):
+    """The learning rate would rise again; and what has six steps cannot have had four."""
+    train(config)
+    for change, message in [
+        ({"steps": 8}, "learning rate has fallen to 0 and would rise to 0.002; .* begin_from"),
+        ({"steps": 4}, "has 6 steps already, steps is 4"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train(dataclasses.replace(config, **change))
+    assert load_checkpoint(config.weights)[1]["training"]["steps"] == 6
+
+
+def test_a_decay_can_be_made_shorter(config):
+    """Where time runs out a run may end earlier than it was to, at a rate that falls faster."""
+
+    def stop(progress):
+        if progress.step == 6:
+            raise StopRun
+
+    with pytest.raises(StopRun):
+        train(dataclasses.replace(config, steps=20, decay_steps=16), stop)
+    train(dataclasses.replace(config, steps=8, decay_steps=4))
+    assert load_checkpoint(config.weights)[1]["training"]["steps"] == 8
+
+
 def test_interrupted_save_leaves_the_old_state(config, monkeypatch):
     """A save that breaks off half-way leaves a state that the run resumes from."""
     whole = weights_of(train(config))
@@ -638,6 +688,29 @@ def test_progress_counts_what_was_done(config):
     assert seen[0].seconds_left > 0 == seen[-1].seconds_left
 
 
+def test_the_end_is_reported_whatever_the_interval(config):
+    """A run of six steps that reports every fourth does so at four and at its end."""
+    seen = []
+    train(dataclasses.replace(config, report_every=4), seen.append)
+    assert [p.step for p in seen] == [4, 6]
+
+
+def test_steps_whose_letters_are_unknown_are_reported(config, tmp_path):
+    """Where no letter of the crops is known there is no perplexity, and the run goes on."""
+    path = of_unknown_letters(write_chains(tmp_path / "some.npz", (400,), (1,)), slice(25))
+    seen = []
+    train(dataclasses.replace(config, data=str(path), tokens=20, max_length=20), seen.append)
+    assert len(seen) == 6
+    assert any(np.isnan(p.perplexity) for p in seen)
+
+
+def test_a_perplexity_beyond_floats_is_infinite(config):
+    """Steps that lead far away are told as such until the weights themselves are not finite."""
+    seen = []
+    train(dataclasses.replace(config, learning_rate=30.0), seen.append)
+    assert seen[-1].perplexity == np.inf
+
+
 def test_plain_loss_is_the_mean_negative_log_likelihood(config):
     """Without teacher and smoothing the perplexity is the exponential of the loss."""
     seen = []
@@ -654,6 +727,10 @@ def test_label_smoothing_is_the_cross_entropy_of_smoothed_letters(config, tmp_pa
         train(dataclasses.replace(config, state=state, label_smoothing=smooth), seen.append)
         losses[smooth] = seen[0].loss
     assert losses[0.5] == pytest.approx((losses[0.0] + losses[1.0]) / 2, rel=1e-5)
+    torch.manual_seed(config.seed)
+    crops, _ = draws_for_step(TrainingChains(config.data), config.draws, 0, config.tokens)
+    untrained = log_probs(ProteinMPNN(TINY), crops, TINY.k_neighbors)
+    assert losses[1.0] == pytest.approx(-untrained.mean().item(), rel=1e-5)
 
 
 def test_written_weights_are_the_trained_ones_with_a_card(config):
@@ -831,6 +908,52 @@ def test_targets_are_computed_once(chains, teacher_file, tmp_path, monkeypatch):
         Teacher(teacher_file, chains, 3, tmp_path / "t").log_probs(crop)
 
 
+def test_kept_answers_are_of_these_chains(chains, teacher_file, tmp_path):
+    """Chains of the same lengths but other coordinates have answers of their own."""
+    moved = tmp_path / "moved.npz"
+    arrays = dict(np.load(write_chains(moved)))
+    np.savez(moved, **arrays | {"nco": arrays["nco"] + 100})
+    crop = draw(chains, DrawConfig(orders=2), 0)
+    Teacher(teacher_file, chains, 2, tmp_path / "t").log_probs(crop)
+    other = TrainingChains(moved)
+    crop = draw(other, DrawConfig(orders=2), 0)
+    found, fresh = (
+        Teacher(teacher_file, other, 2, tmp_path / place).log_probs(crop) for place in ("t", "new")
+    )
+    assert np.array_equal(found, fresh)
+
+
+def test_a_row_that_was_written_in_part_is_asked_again(chains, teacher_file, tmp_path):
+    """What a machine that went down left of an answer is not taken for one."""
+    crop = draw(chains, DrawConfig(orders=2), 0)
+    teacher = Teacher(teacher_file, chains, 2, tmp_path)
+    whole = teacher.log_probs(crop)
+    teacher.kept[:, :, 12:] = 0
+    assert np.array_equal(teacher.log_probs(crop), whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", "a folder", "another shape"])
+def test_answers_that_cannot_be_read_are_named(chains, teacher_file, tmp_path, content):
+    """A damaged file of answers, or something else in its place, is said to be that."""
+    Teacher(teacher_file, chains, 2, tmp_path / "t")
+    (path,) = (tmp_path / "t").iterdir()
+    if content == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif content == "another shape":
+        np.save(path, np.zeros((2, 3, 21), np.float16))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path.name}: .* remove it"):
+        Teacher(teacher_file, chains, 2, tmp_path / "t")
+
+
+def test_answers_need_a_folder(chains, teacher_file):
+    """A file where the folder of answers is to be is named."""
+    with pytest.raises(InputError, match="cannot be written"):
+        Teacher(teacher_file, chains, 2, teacher_file)
+
+
 def test_kept_answers_replace_letters_for_the_student_alone(chains, teacher_file, tmp_path):
     """They stay those for native letters; some letters become draws from them."""
     crops = [draw(chains, DrawConfig(max_length=30, orders=2), number) for number in range(3)]
@@ -880,6 +1003,16 @@ def test_a_teacher_asked_each_time_sees_what_the_student_sees(chains, teacher_fi
     share = float((native != S).float().mean())
     assert (share == 0) if mutations == 0 else (0.5 * mutations < share <= 1.2 * mutations)
     assert (soft - teacher_says(formula_weights(TINY), crops, S)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sees", ["shown", "native"])
+def test_a_teacher_that_sees_no_letters_is_asked_without(chains, tmp_path, sees):
+    """The answers of a one-shot teacher are what it says by itself, whatever letters are shown."""
+    model = formula_weights(dataclasses.replace(TINY, autoregressive=False))
+    save_checkpoint(tmp_path / "teacher.safetensors", model, {})
+    crops = [draw(chains, DrawConfig(max_length=30, noise=0.1), number) for number in range(3)]
+    _, soft = PresentTeacher(str(tmp_path / "teacher.safetensors"), 0.5, sees).answer(crops)
+    torch.testing.assert_close(soft, log_probs(model, crops, TINY.k_neighbors))
 
 
 def test_a_teacher_can_see_the_native_letters_where_the_student_does_not(chains, teacher_file):
@@ -1197,7 +1330,9 @@ def test_settings_of_shipped_runs_are_read(path):
         ({"weight_decay": float("inf")}, "weight_decay must be 0 or more, not inf"),
         ({"warmup_steps": -5}, "warmup_steps must be 0 or more, not -5"),
         ({"decay_steps": -3}, "decay_steps must be 0 or more, not -3"),
+        ({"decay_steps": 7}, "decay_steps is 7, of 6 steps"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"seed": 2**63}, "seed must be below"),
         ({"teacher_sees": "all"}, "teacher_sees is shown or native, not 'all'"),
         ({"teacher": "v_48_002", "teacher_sees": "native"}, "mutations must be above 0"),
         ({"begin_from": "v_48_020"}, "random weights or with .safetensors that were trained here"),
@@ -1231,16 +1366,6 @@ def test_missing_and_foreign_data_files_are_refused(config, tmp_path):
             train(dataclasses.replace(config, data=str(path)))
 
 
-def test_a_state_of_before_a_setting_was_there_goes_on(config):
-    """A setting that the state's time did not know stood at its default."""
-    train(config)
-    state = torch.load(config.state, weights_only=True)
-    del state["config"]["mutations"]
-    (state["optimizer"],) = state.pop("optimizers")  # its place before there were several
-    torch.save(state, config.state)
-    train(dataclasses.replace(config, steps=config.steps + 1, decay_steps=1))
-
-
 def test_kept_answers_are_no_present_teacher(config, teacher_file, tmp_path):
     """A run is not resumed with another way to teach, and its card says which it was."""
     targets = str(tmp_path / "targets")
@@ -1266,13 +1391,32 @@ def test_state_of_another_run_is_refused(config):
     assert Path(config.state).read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"not a state at all"])
+def test_chains_that_changed_are_refused(config, tmp_path):
+    """A run goes on with the chains it began with; so does one that drew from them otherwise."""
+    train(dataclasses.replace(config, steps=4))
+    other = write_chains(tmp_path / "other.npz", clusters=(7, 7, 9, 9, 9))
+    with pytest.raises(InputError, match=r"other\.npz, or how a version draws"):
+        train(dataclasses.replace(config, data=str(other)))
+    state = torch.load(config.state, weights_only=True)
+    del state["draws"]  # was not kept by versions that drew in another way
+    torch.save(state, config.state)
+    with pytest.raises(InputError, match="or how a version draws from them"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a state at all", {"config": None}, {"model": {}}, [1, 2], None]
+)
 def test_a_file_that_is_no_state_is_refused(config, content):
-    """A damaged state is named, not overwritten."""
-    Path(config.state).write_bytes(content)
+    """A damaged state, or another file of torch's, is named, not overwritten."""
+    if isinstance(content, bytes):
+        Path(config.state).write_bytes(content)
+    else:
+        torch.save(content, config.state)
+    before = Path(config.state).read_bytes()
     with pytest.raises(InputError, match="not the state of a training run"):
         train(config)
-    assert Path(config.state).read_bytes() == content
+    assert Path(config.state).read_bytes() == before
 
 
 @pytest.mark.parametrize("taught", ["not at all", "by kept answers", "by hidden vectors"])

@@ -8,9 +8,11 @@ atoms are known; `sequence` uint8 [R], letters; `residue_number` int [R], insert
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,15 @@ class ChainSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all that the file says of its chains."""
+        digest = hashlib.sha256()
+        for name in (*PER_RESIDUE, *PER_CHAIN, "offsets"):
+            digest.update(f"{name} {self._arrays[name].dtype.str}".encode())
+            digest.update(np.ascontiguousarray(self._arrays[name]).tobytes())
+        return digest.digest()
 
     def __getitem__(self, index: int) -> Backbone:
         """Chain `index` as a backbone named as the chain, numbering gaps filled.

@@ -30,7 +30,7 @@ SCORE_COLUMNS = (
 )  # fmt: skip
 
 
-def write_whole(path: str | Path, data: str | bytes) -> None:
+def write_whole(path: str | Path, data: str | bytes | memoryview) -> None:
     """Writes a file under a temporary name beside it, then renames it into place.
 
     Missing folders are made. Whatever stops the writing, `path` holds its old content or the new.

@@ -24,8 +24,13 @@ from mpnn.datasets import ChainSet
 from mpnn.decoding import rank_of
 from mpnn.errors import InputError
 
-MIN_LENGTH = 20  # complete residues that a chain needs to be drawn
-ROUNDS = 2**63  # keys of rounds begin here, those of draws at 0
+MIN_LENGTH = 20  # complete residues of known letters that a chain needs to be drawn
+CHAINS, ROUNDS = 2**62, 2**63
+"""First keys of the choices of a chain, and of the shuffled clusters; those of crops begin at 0."""
+
+DRAWS = 2
+"""Number of this way to draw: a state keeps it, for a run is resumed with the draws it began with.
+In the first, a chain and its order came from the same random bits."""
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -39,7 +44,7 @@ class TrainingChains(ChainSet):
 
     Attributes:
         clusters: chains [n] of every cluster; those of fewer than `MIN_LENGTH` complete residues
-            are left out.
+            of known letters are left out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,10 +54,12 @@ class TrainingChains(ChainSet):
             InputError: see `ChainSet`; or no chain is long enough.
         """
         super().__init__(path)
-        complete = np.diff(np.cumsum([0, *self._arrays["complete"]])[self.offsets])
-        usable = np.flatnonzero(complete >= MIN_LENGTH)
+        told = self._arrays["complete"] & (LETTER_INDEX[self._arrays["sequence"]] != UNKNOWN)
+        usable = np.flatnonzero(np.add.reduceat(told, self.offsets[:-1], dtype=int) >= MIN_LENGTH)
         if not len(usable):
-            raise InputError(f"{path}: no chain has {MIN_LENGTH} complete residues")
+            raise InputError(
+                f"{path}: no chain has {MIN_LENGTH} complete residues whose letter is known"
+            )
         cluster = self.cluster[usable]
         by_cluster = np.argsort(cluster, kind="stable")
         starts = np.flatnonzero(np.diff(cluster[by_cluster])) + 1
@@ -158,7 +165,7 @@ def _drawn_chain(chains: TrainingChains, config: DrawConfig, number: int) -> int
     if config.rounds is not None:
         round_ %= config.rounds
         number = round_ * len(clusters) + int(np.flatnonzero(turns(round_) == cluster)[0])
-    return int(generator(config.seed, number).choice(clusters[cluster]))
+    return int(generator(config.seed, CHAINS + number).choice(clusters[cluster]))
 
 
 def _nearest_rows(residues: Residues, max_length: int, rng: np.random.Generator) -> IntArray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mpnn.datasets import ChainSet
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.networks import engine_for
+from mpnn.output import write_whole
 from mpnn.training import forward
 from mpnn.training.data import Crop, RaggedBatch, fixed_rank
 from mpnn.weights import find_weights, load_weights
@@ -75,12 +77,13 @@ class PresentTeacher:
     def _answer(self, crops: Sequence[Crop], batch: RaggedBatch) -> Answer:
         """The same, for the crops as a batch too."""
         encoded = forward.encode(self.model, batch)
-        log_probs = forward.decode(self.model, batch, *encoded, batch.rank)
+        rank = forward.rank_seen(self.model, batch)
+        log_probs = forward.decode(self.model, batch, *encoded, rank)
         S = mutated(batch.S, log_probs, crops, self.mutations)
         if self.sees == "native" or not self.mutations:
             return S, log_probs
         shown = dataclasses.replace(batch, S=S)
-        return S, forward.decode(self.model, shown, *encoded, batch.rank)
+        return S, forward.decode(self.model, shown, *encoded, rank)
 
 
 class Teacher:
@@ -88,6 +91,7 @@ class Teacher:
 
     The answers for a chain are those in its fixed orders, for its whole length, for native letters
     and without noise. The file's name carries a digest of teacher, chains and number of orders.
+    Its room is taken when it is made: a disk that is full says so before the first answer.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class Teacher:
             device: where it runs.
 
         Raises:
-            InputError: there are no such weights.
+            InputError: there are no such weights, or the file cannot be made or is damaged.
         """
         path = find_weights(weights)
         model, _ = load_weights(path)
@@ -119,9 +123,8 @@ class Teacher:
         self.chains = chains
         self.orders, self.mutations = orders, mutations
         digest = hashlib.sha256(path.read_bytes())
-        digest.update(np.ascontiguousarray(chains.offsets).tobytes())
+        digest.update(chains.digest)
         digest.update(str(orders).encode())
-        Path(folder).mkdir(parents=True, exist_ok=True)
         stem = Path(folder) / f"targets-{digest.hexdigest()[:12]}"
         shape = (orders, int(chains.offsets[-1]), NUM_LETTERS)
         self.kept = _open_kept(stem.with_suffix(".npy"), shape)
@@ -138,8 +141,8 @@ class Teacher:
         """Log-probabilities [L, 21] for a crop that was drawn with a fixed order."""
         start = int(self.chains.offsets[crop.chain])
         answer: NDArray[np.float16] = self.kept[crop.order, start + crop.rows]
-        if answer.any(-1).all():
-            return answer
+        if np.isclose(np.exp(answer, dtype=np.float32).sum(-1), 1, atol=0.1).all():
+            return answer  # else not asked yet, or written in part when the machine went down
         whole = self._answer(crop.chain).astype(np.float16)
         self.kept[:, start : start + whole.shape[1]] = whole
         asked: NDArray[np.float16] = whole[crop.order, crop.rows]
@@ -172,7 +175,20 @@ def mutated(S: Tensor, log_probs: Tensor, crops: Sequence[Crop], share: float) -
 
 
 def _open_kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
-    """A float16 array that lives in a file; zeros, which no log-probabilities are, at first."""
-    mode = "r+" if path.exists() else "w+"
+    """A float16 array that lives in a file; zeros, which no log-probabilities are, at first.
+
+    Raises:
+        InputError: it cannot be made, or is no such array.
+    """
     open_: Callable[..., NDArray[np.float16]] = np.lib.format.open_memmap  # typed in some versions
-    return open_(path, mode, np.float16, shape)
+    if not path.exists():
+        empty = io.BytesIO()
+        np.save(empty, np.zeros(shape, np.float16))
+        write_whole(path, empty.getbuffer())
+    try:
+        kept = open_(path, "r+")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no answers of a teacher ({error}); remove it") from error
+    if (kept.dtype, kept.shape) != (np.dtype(np.float16), shape):
+        raise InputError(f"{path}: {kept.dtype} {kept.shape} instead of float16 {shape}; remove it")
+    return kept

@@ -73,8 +73,12 @@ def log_probs(model: Network, batch: RaggedBatch, lengths: Sequence[int]) -> Ten
     if isinstance(model, SSM):
         number = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         return along_chain(model, batch, number.to(batch.S.device))
-    rank = batch.rank if model.config.autoregressive else torch.zeros_like(batch.rank)
-    return decode(model, batch, *encode(model, batch), rank)
+    return decode(model, batch, *encode(model, batch), rank_seen(model, batch))
+
+
+def rank_seen(model: ProteinMPNN, batch: RaggedBatch) -> Tensor:
+    """The batch's ranks [R]; all 0, so that nothing is seen, where the network sees no letters."""
+    return batch.rank if model.config.autoregressive else torch.zeros_like(batch.rank)
 
 
 def along_chain(model: SSM, batch: RaggedBatch, segment: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def _check_settings(path: str, settings: dict[str, Any]) -> None:
         allowed = tuple(
             get_origin(kind) or kind for kind in get_args(types[name]) or (types[name],)
         )
-        if float in allowed and isinstance(value, int):
+        if float in allowed and type(value) is int and abs(value) < 2**53:
             settings[name] = value = float(value)
         if isinstance(value, bool) or not isinstance(value, allowed):
             kinds = " or ".join(kind.__name__ for kind in allowed)

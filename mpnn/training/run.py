@@ -6,7 +6,8 @@ moment it goes on from the last saved step, and ends with the weights of a run n
 Students of one teacher can be trained in lockstep: it then answers once for all of them.
 
 The schedule is warm-up, stable, decay: a run can be made longer as often as wanted, as long as its
-decay has not begun. To ship weights on the way, copy the state and let the copy decay.
+decay has not begun, and shorter at any time. To ship weights on the way, copy the state and let the
+copy decay.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import pickle
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -35,6 +36,7 @@ from mpnn.optimizations.exact.workers import flush_denormals
 from mpnn.output import write_whole
 from mpnn.training import forward
 from mpnn.training.data import (
+    DRAWS,
     Crop,
     RaggedBatch,
     TrainingChains,
@@ -232,7 +234,7 @@ class _Run:
             self.save()
         if self.ended:
             self.write_weights()
-        if self.step % config.report_every == 0:
+        if self.step % config.report_every == 0 or self.ended:
             progress(config, self.report())
 
     def _check_finite(self) -> None:
@@ -294,20 +296,21 @@ class _Run:
                 [x.sum() for x in (_nll(batch, log_probs) * known, hits * known, known)]
             )
         nll, hit, residues = sums.tolist()
-        point = CurvePoint(self.step, self.residues, math.exp(nll / residues), hit / residues)
+        point = CurvePoint(self.step, self.residues, _perplexity(nll / residues), hit / residues)
         self.curve.append(point)
 
     def report(self) -> Progress:
         """Means since the last report; the next begins here."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         loss, nll, hits, known, unlike = self.sums.tolist()
+        known = known or math.nan  # a chain's crops may lie where its letters are unknown
         steps_left = self.config.steps - self.step
         report = Progress(
             step=self.step,
             steps=self.config.steps,
             residues=self.residues,
             loss=loss / known,
-            perplexity=math.exp(nll / known),
+            perplexity=_perplexity(nll / known),
             accuracy=hits / known,
             hidden_error=unlike / known,
             learning_rate=learning_rate(self.config, self.step - 1),
@@ -346,6 +349,7 @@ class _Run:
         """Replaces the state file whole."""
         state = {
             "config": dataclasses.asdict(self.config),
+            "draws": self._draws(),
             "model": self.model.state_dict(),
             "match": None if self.match is None else self.match.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -425,35 +429,62 @@ class _Run:
             )
         return theirs
 
+    def _draws(self) -> str:
+        """Names the chains, and the way in which crops are drawn from them."""
+        return f"{DRAWS} {self.chains.digest.hex()}"
+
     def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.config.device, weights_only=True)
-            theirs = state["config"]
-        except (RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
+            self._check_state(path, state)
+            self.model.load_state_dict(state["model"])
+            if self.match is not None:
+                self.match.load_state_dict(state["match"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+            self.step, self.drawn, self.residues = state["counters"]
+            self.curve = [CurvePoint(*point) for point in state["curve"]]
+        except InputError:
+            raise
+        except Exception as error:  # whatever a damaged file leads to
             raise InputError(
                 f"{path}: not the state of a training run; remove it, or name another file"
             ) from error
+        self._check_length(path, TrainConfig(**state["config"]))
+        self._start_report()
+
+    def _check_state(self, path: Path, state: dict[str, Any]) -> None:
+        """Refuses the state of a run that another configuration, or other chains, began."""
         ours = dataclasses.asdict(self.config)
         defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-        theirs = defaults | theirs  # a state of before a setting was there
+        theirs = defaults | state["config"]  # a state of before a setting was there
         differ = [k for k in ours if k not in MAY_CHANGE and theirs[k] != ours[k]]
         if (ours["targets"] is None) != (theirs["targets"] is None):  # another way to teach
             differ.append("targets")
+        if state.get("draws") != self._draws():
+            differ.append(f"the chains of {self.config.data}, or how a version draws from them,")
         if differ:
             raise InputError(
                 f"{path}: the state of another run ({', '.join(differ)} differ); "
                 "give the same settings, or name another file"
             )
-        self.model.load_state_dict(state["model"])
-        if self.match is not None:
-            self.match.load_state_dict(state["match"])
-        # A state of before Muon has its only optimiser under another name.
-        optimizers = state["optimizers"] if "optimizers" in state else [state["optimizer"]]
-        for optimizer, kept in zip(self.optimizers, optimizers, strict=True):
-            optimizer.load_state_dict(kept)
-        self.step, self.drawn, self.residues = state["counters"]
-        self.curve = [CurvePoint(*point) for point in state.get("curve", ())]
-        self._start_report()
+
+    def _check_length(self, path: Path, before: TrainConfig) -> None:
+        """Refuses a later end for a run whose decay has begun, and one that is over already."""
+        config = self.config
+        if self.step > config.steps:
+            raise InputError(
+                f"{path}: has {self.step} steps already, steps is {config.steps}; give "
+                "as many at least, or name another file"
+            )
+        begun = self.step > before.steps - before.decay_steps
+        had, wanted = (learning_rate(c, self.step) for c in (before, config))
+        if begun and wanted > had:
+            raise InputError(
+                f"{path}: its learning rate has fallen to {had:.2g} and would rise to "
+                f"{wanted:.2g}; give the same steps and decay_steps, or begin a run of its own: "
+                f"begin_from = {config.weights!r}"
+            )
 
 
 def _teacher(config: TrainConfig, chains: TrainingChains) -> AnyTeacher | None:
@@ -481,6 +512,11 @@ def _teacher(config: TrainConfig, chains: TrainingChains) -> AnyTeacher | None:
 def _nll(batch: RaggedBatch, log_probs: Tensor) -> Tensor:
     """−log p [R] of the batch's letters, from log-probabilities [R, 21]."""
     return -log_probs.gather(1, batch.S[:, None])[:, 0]
+
+
+def _perplexity(nll: float) -> float:
+    """exp(nll), infinite where a run has diverged beyond what a float holds."""
+    return math.inf if nll > math.log(sys.float_info.max) else math.exp(nll)
 
 
 def _curve_row(point: CurvePoint) -> list[float]:

@@ -19,7 +19,7 @@ MAY_CHANGE = (
     *("steps", "decay_steps", "tokens", "micro_tokens", "save_every", "report_every"),
     *("validation", "validate_every"),  # measured, never learnt from
 )
-"""Settings that may differ when a run is resumed; draws and targets stay the same."""
+"""Settings that may differ when a run is resumed, as long as chains and targets are the same."""
 
 TOGETHER = (
     *("data", "seed", "noise", "max_length", "tokens", "micro_tokens"),  # the crops
@@ -81,6 +81,13 @@ class TrainConfig:
         if not self.weights.endswith(".safetensors"):
             raise InputError(f"{self.weights}: trained weights are written as .safetensors")
         self._check_numbers()
+        if self.seed >= 2**63:
+            raise InputError(f"seed must be below 2^63, not {self.seed}")
+        if self.decay_steps > self.steps:
+            raise InputError(
+                f"decay_steps is {self.decay_steps}, of {self.steps} steps: the learning rate is "
+                "never reached; give as many steps or more, or a shorter decay"
+            )
         self._check_teacher()
 
     def _check_numbers(self) -> None:

@@ -37,7 +37,8 @@ def test_median_is_the_middle_value():
 
 
 @pytest.mark.parametrize(
-    ("n", "alpha", "k"), [(6, 0.5**6, 1), (40, 0.01, 13), (40, 0.002, 11), (200, 0.01, 84)]
+    ("n", "alpha", "k"),
+    [(6, 0.5**6, 1), (40, 0.01, 13), (40, 0.002, 11), (200, 0.01, 84), (2000, 0.01, 948)],
 )
 def test_bound_is_the_tabulated_order_statistic(n, alpha, k):
     """The bound is the order statistic that tables of the sign test give."""

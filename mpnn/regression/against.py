@@ -57,14 +57,14 @@ class Tree:
         seconds: Seconds = self._answer(word)["seconds"]
         return seconds
 
-    def failures(self, word: str) -> Mapping[str, str]:
-        """The claims whose id contains `word` and whose outputs are wrong, and in what.
+    def check(self, word: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """The claims whose id contains `word` and whose outputs are wrong, or cannot be had: why.
 
         Raises:
             InputError: as `time`.
         """
-        failures: Mapping[str, str] = self._answer(word, "--check")["failures"]
-        return failures
+        answer = self._answer(word, "--check")
+        return answer["failures"], answer["left_out"]
 
     def _answer(self, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
@@ -198,18 +198,20 @@ def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tu
         pairs: processes of each.
 
     Returns:
-        A Markdown table, and the reasons why the head may not go in.
+        A Markdown table with what could not be measured, and the reasons why the head may not go
+        in.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = check_out(root, revision, Path(folder) / "base")
         base = Tree(tree, python_for(tree, root))
         head = Tree(root, Path(sys.executable))
-        failures = head.failures(word)
+        failures, left_out = head.check(word)
         times = alternate(lambda: base.time(word), lambda: head.time(word), pairs)
     found = differences(*times)
     table = markdown(("claim", f"change of time against {revision}", "verdict"), [
         difference.cells() for difference in found
     ])  # fmt: skip
+    table += "".join(f"\n\n`{name}` not measured here: {why}" for name, why in left_out.items())
     return table, problems(times[0][0], times[1][0], found, failures)
 
 

@@ -25,8 +25,9 @@ Row = Mapping[str, Any]
 """`extra_info` of one stored benchmark: `log_ratio`, its interval, accuracy and what was timed."""
 
 NUMBERED = re.compile(r"(\d{4})_.+\.json")
-FIGURES = {"log_ratio", "log_ratio_low", "log_ratio_high", "margin"}
-REQUIRED = FIGURES | {"commit", "recorded", "versions"}
+FIGURES = {"log_ratio", "log_ratio_low", "log_ratio_high", "margin", "speedup", "subject_seconds"}
+WORDS = {"commit", "recorded", "verdict"}
+REQUIRED = FIGURES | WORDS | {"versions", "accuracy"}
 
 
 def stored_study(path: Path) -> dict[str, Any]:
@@ -71,13 +72,14 @@ def load(path: Path) -> Run:
             rows,
             machine["threads"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+        broken = next(filter(None, map(_flaw, rows, rows.values())), None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not a run of this suite ({error!r}); restore it from version control or "
             f"record anew with `tox -e record`"
         ) from error
-    for name, row in rows.items():
-        _check_row(path, name, row)
+    if broken is not None:
+        raise InputError(f"{path}: {broken}; record anew with `tox -e record`")
     if len(rows) != len(benchmarks):
         raise InputError(f"{path} holds a row twice; record anew with `tox -e record`")
     if path.parent.name != run.hardware:
@@ -217,9 +219,14 @@ def _with_earlier_rows(
     return {**signed, "benchmarks": kept + signed["benchmarks"]}
 
 
-def _check_row(path: Path, name: str, row: Row) -> None:
-    missing = REQUIRED - row.keys()
-    if missing:
-        raise InputError(f"{path}: row {name} lacks {', '.join(sorted(missing))}; record anew")
+def _flaw(name: str, row: Row) -> str | None:
+    """What a stored row lacks or cannot mean; None where nothing is wrong."""
+    if missing := REQUIRED - row.keys():
+        return f"row {name} lacks {', '.join(sorted(missing))}"
     if not all(math.isfinite(row[key]) for key in FIGURES):
-        raise InputError(f"{path}: row {name} holds a number that is not finite; record anew")
+        return f"row {name} holds a number that is not finite"
+    if not all(isinstance(row[key], str) for key in WORDS):
+        return f"row {name} holds something else than words in {', '.join(sorted(WORDS))}"
+    if not {"passed", "text"} <= row["accuracy"].keys():
+        return f"row {name} does not say whether its accuracy passed"
+    return None

@@ -59,7 +59,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--quick", action="store_true", help="one short look and a margin of 10 %%: local work"
     )
     group.addoption("--summary", metavar="PATH", help="write the table to PATH, as Markdown")
-    group.addoption("--confirm", metavar="PATH", help="write the row of one claim to PATH")
+    group.addoption(
+        "--confirm", metavar="PATH", help="write a claim's row to PATH for a session that judges it"
+    )
     group.addoption(
         "--against", metavar="REV", help="judge the working tree against a commit (-k filters ids)"
     )
@@ -340,9 +342,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Looks for claims that went missing; stores those rows of a recording that may be stored."""
     config = session.config
     gate, option = config.stash.get(GATE, None), config.option
-    if gate is None or option.confirm or option.collectonly or SELECTED not in config.stash:
+    if gate is None or option.collectonly or SELECTED not in config.stash:
         return
     selected: list[str] = config.stash[SELECTED]
+    if selected and option.confirm:  # whoever asked for the row reads it, and judges
+        config.stash[PROBLEMS] = [f"--confirm judges nothing: the row is in {option.confirm}"]
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return
     vanished = _vanished(config, gate)
     problems = gate.problems(selected, () if option.record else vanished)
     config.stash[PROBLEMS] = problems
@@ -415,7 +421,7 @@ def pytest_terminal_summary(
 ) -> None:
     """The verdicts as a table, the machine, and what is wrong with the session."""
     gate = config.stash.get(GATE, None)
-    if gate is None or config.option.confirm:
+    if gate is None:
         return
     problems: list[str] = config.stash.get(PROBLEMS, [])
     if gate.rows:

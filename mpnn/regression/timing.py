@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from fractions import Fraction
 from itertools import islice
 
 Clock = Callable[[], float]
@@ -128,8 +129,9 @@ def sign_test_bound(x: Sequence[float], alpha: float) -> float:
     P(Bin(n, 1/2) < k) ≤ alpha. Minus infinity when n is too small for any bound.
     """
     ordered, n = sorted(x), len(x)
+    limit = int(Fraction(alpha) * 2**n)  # in whole numbers: 2^n is beyond floats from n = 1,024
     tail, k = 1, 0
-    while k < n and tail <= alpha * 2**n:
+    while k < n and tail <= limit:
         k += 1
         tail += math.comb(n, k)
     return ordered[k - 1] if k else -math.inf

@@ -209,6 +209,15 @@ def test_each_structure_of_a_batch_has_its_bucket() -> None:
     assert engine.predictor.calls == ["encode_64", "encode_16", "encode_64"]
 
 
+def test_more_neighbours_than_a_package_holds_are_refused() -> None:
+    """A batch may bring as many neighbours as the network has, not more."""
+    k = TINY.k_neighbors + 1
+    batch = Batch.from_backbones([made_up_backbone(30)], dtype=torch.float64)
+    given = dataclasses.replace(batch, E_idx=torch.arange(k).expand(1, 30, k))
+    with pytest.raises(InputError, match=rf"brings {k} neighbours .* built for {k - 1}"):
+        in_torch(model_of(TINY), 32).encode(given)
+
+
 def test_above_the_longest_bucket() -> None:
     """A longer structure is refused before a prediction, with the limit and the way out."""
     engine = in_torch(model_of(TINY), 512)

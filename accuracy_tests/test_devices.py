@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchgen
@@ -111,6 +112,21 @@ def decoding_on_meta(tied: bool) -> tuple[Decoder, Lane]:
         Buffers(META, torch.float32),
     )
     return decoder, lanes_of(decoder, job, step, 1)[0]
+
+
+@pytest.mark.parametrize("name", ["reference", "exact", "staged"])
+def test_an_engine_keeps_the_weights_it_was_made_with(name: str) -> None:
+    """Another engine on another device, or training, leaves an engine of the same network alone."""
+    model, batch = formula_weights(CONFIG), Batch.from_backbones([made_up_backbone(30)])
+    S, rank = batch.S[:, None].numpy(), np.arange(30)[None, None]
+    engine = load_engine(name, model)
+    before = engine.log_probs(engine.encode(batch), S, rank)
+    load_engine(name, model, "meta")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    assert model.W_e.weight.device.type == "cpu"
+    np.testing.assert_array_equal(engine.log_probs(engine.encode(batch), S, rank), before)
 
 
 @pytest.mark.parametrize("tied", [False, True])

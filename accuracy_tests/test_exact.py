@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +341,28 @@ def test_a_flip_that_is_no_near_tie_is_told() -> None:
     assert [(f.sample, f.residue, f.is_rounding) for f in found] == [(1, 20, False)]
 
 
+FORKED = """
+import os, sys, torch
+from mpnn.optimizations.exact.workers import Workers
+workers = Workers(torch.device("cpu"), 2)
+def work():
+    done = []
+    workers.map(done.append, range(8))
+    return len(done)
+assert workers.run(work) == 8
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(0 if workers.run(work) == 8 else 1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """A child of a process that has used an engine can use it too: threads are not inherited."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    assert subprocess.run(command, timeout=300, check=False).returncode == 0
+
+
 def test_an_error_in_a_tile_reaches_the_caller() -> None:
     """An exception on any thread is raised where the work was asked for."""
     workers = Workers(CPU, 2)
@@ -346,6 +373,30 @@ def test_an_error_in_a_tile_reaches_the_caller() -> None:
 
     with pytest.raises(ZeroDivisionError, match="tile 3"):
         workers.run(lambda: workers.map(fail, range(8)))
+
+
+def test_nothing_goes_on_after_an_error_in_a_tile() -> None:
+    """When the error arrives no other thread writes any more, and what was left is not begun."""
+    workers, leader_failed = Workers(CPU, 2), threading.Event()
+    begun, ended = [], []
+
+    def tile(item: int) -> None:
+        begun.append(item)
+        if threading.current_thread() is leader:
+            if len(begun) == 1:
+                helper_works.wait()
+            leader_failed.set()
+            raise ZeroDivisionError
+        helper_works.set()
+        if leader_failed.wait() and ended:
+            time.sleep(0.05)  # long enough for the leader to say that it failed
+        ended.append(item)
+
+    helper_works = threading.Event()
+    leader = workers.run(threading.current_thread)
+    with pytest.raises(ZeroDivisionError):
+        workers.run(lambda: workers.map(tile, range(40)))
+    assert len(ended) == len(begun) - 1 < 39
 
 
 # --- published structures -------------------------------------------------------------------

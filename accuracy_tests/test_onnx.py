@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -127,6 +128,15 @@ def one_operation(name: str, kind: int) -> bytes:
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
     serialised: bytes = model.SerializeToString()
     return serialised
+
+
+def test_more_neighbours_than_the_graphs_hold_are_refused() -> None:
+    """A batch may bring as many neighbours as the network has, not more."""
+    k = CONFIG.k_neighbors + 1
+    batch = Batch.from_backbones([made_up_backbone(40)])
+    given = dataclasses.replace(batch, E_idx=torch.arange(k).expand(1, 40, k))
+    with pytest.raises(InputError, match=rf"brings {k} neighbours .* built for {k - 1}"):
+        engine().encode(given)
 
 
 def test_float64_is_refused() -> None:

@@ -6,12 +6,14 @@ encoding as often as asked. Results come back as host arrays, so returning is sy
 
 from __future__ import annotations
 
+import copy
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from mpnn.batch import Batch
 from mpnn.decoding import IntArray, Job, Samples
@@ -94,23 +96,50 @@ def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu
         device: where to run it.
 
     Raises:
-        InputError: there is no such engine, or what it imports is not installed.
+        InputError: there is no such engine, it is none, or what it imports is not installed.
     """
     module, _, cls = ENGINES.get(name, name).partition(":")
-    if not module or not cls:
+    if not module or not cls or module.startswith("."):
         raise InputError(
             f"no engine {name!r}; there are: {', '.join(ENGINES)}, or module:class of your own"
         )
     try:
         make = getattr(importlib.import_module(module), cls)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         advice = f"; pip install 'mpnn[{extra}]'" if extra else ""
         raise InputError(f"engine {name}: {error}{advice}") from error
     except AttributeError as error:
         raise InputError(f"engine {name}: {error}") from error
+    if not hasattr(make, "log_probs"):
+        raise InputError(f"engine {name} is none; write the methods of mpnn.optimizations.Engine")
     engine: Engine = make(model, device)
     return engine
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def own(model: Network, device: str | torch.device) -> Network:
+    """A copy of a network for an engine to keep, on its device.
+
+    Whatever its owner does with the network afterwards, training or other engines on other devices
+    among it, an engine goes on with the weights that it was made with.
+    """
+    return copy.deepcopy(model).to(device).eval()
+
+
+def check_neighbors(batch: Batch, k: int) -> None:
+    """Refuses a batch that brings more neighbours than a compiled network has room for.
+
+    Raises:
+        InputError: it does.
+    """
+    if batch.E_idx is not None and batch.E_idx.shape[-1] > k:
+        raise InputError(
+            f"the batch brings {batch.E_idx.shape[-1]} neighbours of each residue, and this engine "
+            f"is built for {k}, those of the network; bring fewer, or take engine exact"
+        )
 
 
 def check_device(name: str) -> None:

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from mpnn.batch import Batch
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
+from mpnn.optimizations import check_neighbors
 from mpnn.optimizations.exact.workers import denormals_are_flushed
 from mpnn.optimizations.staged import StagedEncoding, StagedEngine, example
 
@@ -73,7 +74,12 @@ class OnnxEngine(StagedEngine):
         self.sessions: dict[str, Any] = {}
 
     def encode(self, batch: Batch) -> StagedEncoding:
-        """Moves the batch to the host, finds the neighbours and runs the encoder."""
+        """Moves the batch to the host, finds the neighbours and runs the encoder.
+
+        Raises:
+            InputError: the batch brings more neighbours than the graphs have room for.
+        """
+        check_neighbors(batch, self.model.config.k_neighbors)
         host: dict[str, Any] = {
             name: x if x is None else x.cpu() for name, x in vars(batch).items()
         }

@@ -22,7 +22,7 @@ from mpnn import graph
 from mpnn.batch import Batch
 from mpnn.decoding import IntArray, Job, Samples, draw, on_device, slot_of
 from mpnn.model import DecoderLayer, ProteinMPNN
-from mpnn.optimizations import synchronize
+from mpnn.optimizations import own, synchronize
 
 
 class ReferenceEngine:
@@ -30,7 +30,7 @@ class ReferenceEngine:
 
     def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+        self.model = own(model, self.device)
         self.dtype = next(model.parameters()).dtype
 
     def encode(self, batch: Batch) -> Batch:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mpnn.batch import Batch
 from mpnn.decoding import IntArray, Job, Samples
 from mpnn.model import ProteinMPNN
-from mpnn.optimizations import synchronize
+from mpnn.optimizations import own, synchronize
 from mpnn.optimizations.exact.encoder import TILE
 from mpnn.optimizations.exact.ragged import EdgeFeatures, RaggedBatch, tiles
 from mpnn.optimizations.exact.workers import Buffers, Workers
@@ -39,7 +39,7 @@ class SSMEngine:
 
     def __init__(self, model: SSM, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+        self.model = own(model, self.device)
         self.dtype = model.W_e.weight.dtype
         self.workers = Workers(self.device, torch.get_num_threads())
         self.buffers = Buffers(self.device, self.dtype)

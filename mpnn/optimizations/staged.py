@@ -34,7 +34,7 @@ from mpnn.batch import Batch
 from mpnn.config import ModelConfig
 from mpnn.decoding import IntArray, Job, Samples, draw, on_device, slot_of, wavefront
 from mpnn.model import DecoderLayer, ProteinMPNN
-from mpnn.optimizations import synchronize
+from mpnn.optimizations import own, synchronize
 
 
 class Encode(nn.Module):
@@ -218,7 +218,7 @@ class StagedEngine:
 
     def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+        self.model = own(model, self.device)
         self.dtype = model.W_e.weight.dtype
         self.stages = {name: make(self.model).eval() for name, make in STAGES.items()}
         self.compile_seconds: dict[str, float] = {}

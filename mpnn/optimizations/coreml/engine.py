@@ -15,7 +15,7 @@ from mpnn.config import NUM_LETTERS
 from mpnn.decoding import FloatArray, IntArray, Job, Samples, draw, slot_of, wavefront
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
-from mpnn.optimizations import synchronize
+from mpnn.optimizations import check_neighbors, own, synchronize
 from mpnn.optimizations.coreml.gate import require_parity
 from mpnn.optimizations.coreml.network import slots
 from mpnn.optimizations.coreml.package import BUCKETS, Weights, cached_package
@@ -72,7 +72,7 @@ class CoreMLEngine:
             buckets: lengths to pad to, in rising order.
         """
         self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+        self.model = own(model, self.device)
         self.dtype = model.W_e.weight.dtype
         self.buckets = tuple(buckets)
         self._predictor = predictor
@@ -122,8 +122,10 @@ class CoreMLEngine:
         """Pads every structure to its bucket and runs the encoder.
 
         Raises:
-            InputError: a structure is longer than the longest bucket; or see `predictor`.
+            InputError: a structure is longer than the longest bucket, or has more neighbours than
+                a package has room for; or see `predictor`.
         """
+        check_neighbors(batch, self.model.config.k_neighbors)
         lengths = batch.lengths.tolist()
         buckets = [bucket_of(length, self.buckets) for length in lengths]
         predict = self.predictor

@@ -13,7 +13,7 @@ from torch import Tensor
 from mpnn.batch import Batch
 from mpnn.decoding import IntArray, Job, Samples, draw, on_device, slots_in_steps, wavefront
 from mpnn.model import ProteinMPNN
-from mpnn.optimizations import synchronize
+from mpnn.optimizations import own, synchronize
 from mpnn.optimizations.exact.decoder import Decoder, DecoderWeights
 from mpnn.optimizations.exact.encoder import Encoder, ExactEncoding
 from mpnn.optimizations.exact.ragged import RaggedBatch
@@ -29,7 +29,7 @@ class ExactEngine:
 
     def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
-        model = model.to(self.device).eval()
+        model = own(model, self.device)
         self.dtype = model.W_e.weight.dtype
         self.workers = Workers(self.device, torch.get_num_threads())
         self.buffers = Buffers(self.device, self.dtype)

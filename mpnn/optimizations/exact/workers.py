@@ -8,7 +8,10 @@ every 4 KiB, several times what is then computed in it.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -74,11 +77,17 @@ class Workers:
     def __init__(self, device: torch.device, threads: int) -> None:
         self.tiled = device.type == "cpu"  # elsewhere one launch over everything is best
         self.size = threads if self.tiled else 1
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
         self._leader = _pool(1) if self.tiled else None
         self._helpers = _pool(self.size - 1) if self.size > 1 else None
 
     def run(self, work: Callable[[], T]) -> T:
         """Runs `work` on the leader thread, without gradients, and returns what it returns."""
+        if self._process != os.getpid():  # forked: threads stayed behind in the parent
+            self._start()
         return (
             _inference(work)
             if self._leader is None
@@ -86,19 +95,28 @@ class Workers:
         )
 
     def map(self, work: Callable[[Item], None], items: Iterable[Item]) -> None:
-        """Calls `work` on every item, on all threads; call from inside `run`."""
+        """Calls `work` on every item, on all threads; call from inside `run`.
+
+        Where one call fails no other is begun, and none is under way when its error is raised.
+        """
         left = iter(list(items))  # taking the next item of a list is atomic
 
         def share() -> None:
-            for item in left:
-                work(item)
+            try:
+                for item in left:
+                    work(item)
+            finally:
+                collections.deque(left, maxlen=0)  # nothing is left for anybody
 
         shares = [
             self._helpers.submit(_inference, share)
             for _ in range(self.size - 1)
             if self._helpers is not None
         ]
-        share()
+        try:
+            share()
+        finally:
+            concurrent.futures.wait(shares)
         for other in shares:
             other.result()
 

@@ -1,4 +1,8 @@
-"""Where the tests find real structures and published weights."""
+"""Where the tests find real structures and published weights, and how examples are drawn.
+
+Examples of properties are the same in every session, and may take as long as the machine needs: a
+test tells of the code, not of the hour.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 
 def _folder(variable: str, what: str) -> Path:

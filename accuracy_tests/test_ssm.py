@@ -146,7 +146,7 @@ def test_residues_hear_their_whole_chain_and_no_other(model, moved, chain):
         change = (model(bent(batch, moved)) - model(batch))[0].abs().amax(-1)
         assert (change[chain] > 1e-9).all()
         change[chain] = 0
-        assert change.max() == 0
+        assert change.max() < 1e-12  # a product may round a row by what stands in others
 
 
 def test_incomplete_residues_are_passed_over(model):

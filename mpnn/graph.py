@@ -68,7 +68,11 @@ def neighbors(ca: Tensor, mask: Tensor, valid: Tensor, k: int) -> tuple[Tensor, 
     pair_mask = mask[:, :, None] * mask[:, None, :]
     D = row_adjusted(distance(ca[:, :, None], ca[:, None, :]), pair_mask)
     D = D.masked_fill(~valid[:, None, :], torch.inf)
-    E_idx = (D + behind(pair_mask)).topk(min(k, ca.shape[1]), dim=-1, largest=False).indices
+    K = min(k, ca.shape[1])
+    if bool(mask.all()):
+        found = D.topk(K, dim=-1, largest=False)
+        return found.indices, found.values
+    E_idx = (D + behind(pair_mask)).topk(K, dim=-1, largest=False).indices
     return E_idx, D.gather(-1, E_idx)
 
 

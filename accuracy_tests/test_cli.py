@@ -81,6 +81,16 @@ def test_all_rules_at_once(here: Path) -> None:
         assert not set(b) & set("ACDEFGH")
 
 
+def test_byte_order_marks(here: Path) -> None:
+    """A mark that some editors put in front of JSON and FASTA is no part of them."""
+    (here / "omit.json").write_text('{"B": "ACDEF"}', encoding="utf-8-sig")
+    assert run("design", "dimer.pdb", "--omit-per-residue", "omit.json").exit_code == 0
+    fasta = here / "seqs" / "dimer.fa"
+    fasta.write_text(fasta.read_text(), encoding="utf-8-sig")
+    assert run("score", "dimer.pdb", "--fasta", fasta, "--format", "fasta").exit_code == 0
+    assert (here / "scores" / "dimer.fa").read_text().startswith(">dimer,")
+
+
 def test_homo_oligomer(here: Path) -> None:
     """Chains of a homo-oligomer get equal sequences."""
     assert run("design", "dimer.pdb", "--homo-oligomer", "--temperature", 1).exit_code == 0

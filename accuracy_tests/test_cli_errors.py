@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from made_up_files import pdb_text, write_pdb
 
 from mpnn import files, weights
+from mpnn.errors import InputError
 from mpnn.files import Result
 from mpnn.options import SOME_FAILED
 from mpnn.synthetic import made_up_backbone
@@ -93,6 +95,50 @@ def test_names_may_be_alike_on_standard_output(here: Path) -> None:
     assert result.stdout.count(">dimer") == 2
 
 
+def test_a_name_too_long_is_one_failure(here: Path) -> None:
+    """A path that the file system refuses to look at is reported, and the rest go on."""
+    result = run("design", f"{'n' * 300}.pdb", "dimer.pdb")
+    assert result.exit_code == 1
+    assert "1 of 2 files failed" in result.stderr
+    assert (here / "seqs" / "dimer.fa").exists()
+
+
+def test_a_broken_link_in_a_folder_is_one_failure(here: Path) -> None:
+    """A link of a folder that leads nowhere is reported, not passed over."""
+    (here / "in").mkdir()
+    write_pdb(here / "in" / "good.pdb", DIMER)
+    (here / "in" / "link.pdb").symlink_to("nowhere.pdb")
+    result = run("design", "in")
+    assert result.exit_code == 1
+    assert "in/link.pdb: there is no such file" in result.stderr
+    assert (here / "seqs" / "good.fa").exists()
+
+
+def test_an_empty_name_is_refused(here: Path) -> None:
+    """No name does not stand for the current folder."""
+    result = run("design", "dimer.pdb", "")
+    assert result.exit_code == 2
+    assert "a FILE or --out is empty" in result.stderr
+    assert not (here / "seqs").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_numbers_are_checked_before_weights_are_looked_for() -> None:
+    """A number out of range is told once, at once."""
+    result = run("design", "dimer.pdb", "b.pdb", "--batch-size", 0, "--weights", "none")
+    assert result.exit_code == 2
+    assert result.stderr == "error: batch_size is 0; it must be a whole number, at least 1\n"
+
+
+def test_an_engine_that_cannot_be_imported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an engine's module fails to import is told in a sentence."""
+    (here / "my_engine.py").write_text("from os import nothing\n")
+    monkeypatch.syspath_prepend(here)
+    result = run("design", "dimer.pdb", "--engine", "my_engine:Engine")
+    assert result.exit_code == 2
+    assert "engine my_engine:Engine: cannot import name 'nothing'" in result.stderr
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
 )
@@ -117,6 +163,25 @@ def test_a_defect_of_the_program_is_not_hidden() -> None:
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         files.run([Path("one")], work, "out", ".fa")
+
+
+def test_a_closed_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be printed, no work is done."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(InputError, match="standard output is closed; name a folder with --out"):
+        files.run([Path("one")], lambda *_: Result("text", "done"), "-", ".fa")
+
+
+def test_a_name_that_standard_output_cannot_take(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A result with letters beyond the encoding is one failure, and the rest are printed."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    work = {Path("é"): Result("é", "done"), Path("e"): Result("e", "done")}
+    code = files.run([*work], lambda path, _: work[path], "-", ".fa")
+    assert code == SOME_FAILED
+    assert sys.stdout.buffer.getvalue() == b"e"
+    assert "cannot be printed ('ascii' codec" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -153,6 +218,8 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
         (["--num-seqs", "0"], "num_seqs is 0"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--engine", "steam"], "no engine 'steam'"),
+        (["--engine", ".steam:Engine"], "no engine '.steam:Engine'"),
+        (["--engine", "os:path"], "engine os:path is none"),
         (["--device", "abacus"], "device 'abacus'"),
         (["--weights", "none"], "none: no such weights"),
         (["--weights", "dimer.pdb"], "cannot be read as a checkpoint"),
@@ -162,6 +229,7 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
         (["--bias-per-residue", "deep.json"], "deep.json: is not JSON"),
         (["--omit-per-residue", "twice.json"], "twice.json: is not JSON ('A1' comes twice)"),
         (["--omit-per-residue", "list.json"], "list.json: an object by residue"),
+        (["--out", ""], "--out is empty"),
         (["--out", "dimer.pdb"], "--out dimer.pdb"),
         (["--out", "dimer.pdb/x"], "--out dimer.pdb/x"),
     ],
@@ -188,8 +256,8 @@ def test_bad_options(here: Path, arguments: list[str], message: str) -> None:
         (b"", "no sequence inside"),
         (b"ACD\n>x\nACD\n", "line 1"),
         (b">x\n>y\nACD\n", "record 'x' has no sequence"),
-        (b">x\nACD\n", "3 residues"),
-        (b">x\nJ\n", "letters J"),
+        (b">x\nACD\n", "dimer: record 'x' of seqs.fa has 3 residues"),
+        (b">x\nJ\n", "dimer: letters J in record 'x' of seqs.fa"),
         (b"\xff\xfe", "is not text"),
     ],
 )
@@ -260,7 +328,9 @@ SETTINGS = 'data = "chains.npz"\nweights = "w.safetensors"\nstate = "run.pt"\n'
         ("train", SETTINGS, ["steps"], "NAME=VALUE"),
         ("train", SETTINGS, ["teacher=v_48_020", "targets=t"], "for mpnn distill"),
         ("distill", SETTINGS, [], "distill needs a teacher"),
-        ("train", SETTINGS, ["noise=0", "steps=5"], "chains.npz"),
+        ("train", SETTINGS, ["noise=true"], "noise is True; float is needed"),
+        ("train", SETTINGS, ["noise=0", "steps=5"], "decay_steps is 2000, of 5 steps"),
+        ("train", SETTINGS, ["noise=0", "steps=5", "decay_steps=0"], "chains.npz"),
     ],
 )
 def test_bad_training_settings(
@@ -291,11 +361,11 @@ def test_interrupt(here: Path, made: str) -> None:
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=here, preexec_fn=listen
     ) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not list(here.glob("seqs/*.fa")) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=600)[1]
     assert process.returncode == 130
     assert re.search(r"interrupted: \d+ of 40 files were finished", errors)
     assert "Traceback" not in errors

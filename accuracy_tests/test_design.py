@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +153,13 @@ def test_per_residue_bias_adds_to_the_general_one(dimer: Backbone) -> None:
     assert (bias[:, ALPHABET.index("C")] == -1e8).all()
 
 
+@pytest.mark.parametrize("number", [np.float32(0.5), np.int64(2), Fraction(1, 2)], ids=repr)
+def test_any_real_number_is_a_bias(dimer: Backbone, number: float) -> None:
+    """Numbers of numpy are taken as Python's are."""
+    bias = constraints(dimer, Rules(bias={"f": number}))[1].bias
+    assert (bias[:, ALPHABET.index("F")] == float(number)).all()
+
+
 def test_tied_residues_get_one_letter(model: Model, dimer: Backbone) -> None:
     """Members of a group share their letter, others stay free."""
     designs = model.design(dimer, 6, 1.0, tied="A1,B1|A5,A9=0.5,B9")
@@ -188,6 +197,37 @@ def test_homo_oligomer_with_a_fixed_group(model: Model, dimer: Backbone) -> None
         assert design.sequence[5:20] == design.sequence[25:]
 
 
+@pytest.mark.parametrize("fixed", ["A3", "B3", "A1-20", "B4"])
+def test_homo_oligomer_with_a_residue_fixed_alone(gapped: Backbone, fixed: str) -> None:
+    """A group is fixed as a whole or not at all, whether or not its members have atoms."""
+    with pytest.raises(InputError, match="is fixed; fix the whole group"):
+        constraints(gapped, Rules(homo_oligomer=True, fixed=fixed))
+
+
+def test_homo_oligomer_with_a_fixed_group_without_atoms(model: Model, gapped: Backbone) -> None:
+    """Residues of a fixed group keep their letters, one that lacks atoms included."""
+    for design in model.design(gapped, 2, 1.0, homo_oligomer=True, fixed="A3,B3"):
+        assert [design.sequence[i] for i in (2, 22)] == [gapped.sequence[i] for i in (2, 22)]
+
+
+def test_rules_of_a_residue_without_atoms_are_its_groups(model: Model, gapped: Backbone) -> None:
+    """Omissions and bias at a member without atoms count for the letter that the group gets."""
+    kept = "".join(set(ALPHABET) - set("WX"))
+    for rules in ({"omit_per_residue": {"A3": kept}}, {"bias_per_residue": {"A3": {"W": 200}}}):
+        for design in model.design(gapped, 2, 1.0, homo_oligomer=True, **rules):
+            assert design.sequence[2] == design.sequence[22] == "W"
+    with pytest.raises(InputError, match="every letter is omitted at B3"):
+        model.design(gapped, homo_oligomer=True, omit="W", omit_per_residue={"A3": kept})
+
+
+def test_bias_of_a_group_is_its_mean(dimer: Backbone, gapped: Backbone) -> None:
+    """A bias at a member weighs as much where another lacks atoms as where all have theirs."""
+    rules = Rules(homo_oligomer=True, bias="F:3", bias_per_residue={"A3": {"W": 2}})
+    for backbone in (dimer, gapped):
+        bias = constraints(backbone, rules)[1].bias
+        assert [bias[22, ALPHABET.index(letter)] for letter in "FW"] == [3, 1]
+
+
 def test_temperature_sharpens(model: Model, dimer: Backbone) -> None:
     """Cold designs have better scores than hot ones, and nearly no variety."""
     designs = model.design(dimer, 8, [1e-6, 1.0])
@@ -220,6 +260,14 @@ def test_temperature_sharpens(model: Model, dimer: Backbone) -> None:
         ({"chains": ","}, "chains"),
         ({"bias": "A:1e9"}, "1000"),
         ({"bias": {"J": 1.0}}, "J"),
+        ({"bias": {"F": 1, "f": -3}}, "F and f are one letter"),
+        ({"bias": {"F": True}}, "F has True"),
+        ({"bias": {"F": np.float32("nan")}}, "F has .*nan"),
+        ({"bias": {5: 1.0}}, "5 is not one letter"),
+        ({"fixed": ["A1"]}, r"fixed is \['A1'\]; write text"),
+        ({"tied": None}, "tied is None; write text"),
+        ({"omit_per_residue": None}, "omit_per_residue is None; write a mapping"),
+        ({"bias_per_residue": "A1"}, "bias_per_residue is 'A1'; write a mapping"),
         ({"bias_per_residue": {"A1": {"A": "x"}}}, "'x'"),
         ({"bias_per_residue": {"A1": 3}}, "A1"),
         ({"omit_per_residue": {"A1": 3}}, "A1"),
@@ -256,10 +304,19 @@ def test_tied_residue_without_atoms(model: Model, gapped: Backbone) -> None:
         {"temperature": math.inf},
         {"temperature": []},
         {"num_seqs": 0},
+        {"num_seqs": 1.5},
         {"batch_size": 0},
+        {"batch_size": 2.5},
         {"seed": -1},
         {"seed": 2**63},
         {"seed": []},
+        {"seed": 1.5},
+        {"seed": [1.7]},
+        {"seed": "1"},
+        {"seed": None},
+        {"seed": {1}},
+        {"seed": np.array([1.0])},
+        {"seed": np.array([[1, 2]])},
     ],
     ids=str,
 )
@@ -267,6 +324,18 @@ def test_values_out_of_range(model: Model, dimer: Backbone, values: dict[str, ob
     """Numbers out of range are refused with a message that names them."""
     with pytest.raises(InputError, match=next(iter(values))):
         model.design(dimer, **values)
+
+
+@pytest.mark.parametrize(
+    "seed", [np.array([1, 2]), np.array([1, 2], np.uint8), [np.int64(1), 2], (1, 2), range(1, 3)]
+)
+def test_seeds_of_any_kind_of_whole_number(
+    model: Model, dimer: Backbone, seed: Sequence[int]
+) -> None:
+    """Arrays and numbers of numpy are seeds as Python's are, and are recorded as those."""
+    designs = model.design(dimer, seed=seed)
+    assert repr([d.seed for d in designs]) == "[1, 2]"
+    assert model.score(dimer, seed=np.int64(1)).score == designs.native[0].score
 
 
 @given(st.text(alphabet="ABXYZ:,.-+1e 9n", max_size=12))
@@ -321,6 +390,15 @@ def test_sequences_that_do_not_fit(model: Model, dimer: Backbone, text: str) -> 
     """A sequence of the wrong length, with unknown letters or wrongly parted is refused."""
     with pytest.raises(InputError, match="made_up"):
         model.score(dimer, text, chains="B")
+
+
+def test_a_sequence_that_does_not_fit_is_named(model: Model, dimer: Backbone) -> None:
+    """Of several sequences the one at fault is told, by its number or by its label."""
+    texts = ["A" * 40, "A" * 39]
+    with pytest.raises(InputError, match=r"made_up.*: sequence 2 has 39 residues"):
+        model.score_many(dimer, texts)
+    with pytest.raises(InputError, match=r"made_up.*: the short one has 39 residues"):
+        model.score_many(dimer, texts, labels=["the long one", "the short one"])
 
 
 def test_unconditional_sees_no_letters(model: Model, dimer: Backbone) -> None:

@@ -360,7 +360,7 @@ os._exit(0 if workers.run(work) == 8 else 1)
 def test_a_forked_process_has_threads_of_its_own() -> None:
     """A child of a process that has used an engine can use it too: threads are not inherited."""
     command = [sys.executable, "-W", "ignore", "-c", FORKED]
-    assert subprocess.run(command, timeout=300, check=False).returncode == 0
+    assert subprocess.run(command, timeout=600, check=False).returncode == 0
 
 
 def test_an_error_in_a_tile_reaches_the_caller() -> None:

@@ -115,7 +115,6 @@ def test_addresses_select_their_residue(backbone):
         assert chosen.tolist() == [position]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_selection_is_the_union_of_its_parts(data):
     """Ranges between any two residues of a chain select those in between, and parts add up."""
@@ -130,7 +129,7 @@ def test_a_selection_is_the_union_of_its_parts(data):
     np.testing.assert_array_equal(parse_selection(",".join(parts), backbone), expected)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text("ABCD7xZ0123456789-:,|=. _", max_size=20) | st.text(max_size=12))
 @pytest.mark.parametrize("parse", [parse_selection, parse_ties])
 def test_only_input_errors(parse, text):

@@ -47,7 +47,7 @@ def residue(
 
 
 def text_of(backbone: Backbone) -> str:
-    """A backbone as PDB text."""
+    """A backbone as PDB text, to which residues may be added."""
     structure = gemmi.Structure()
     structure.add_model(gemmi.Model(1))
     for index, name in enumerate(backbone.chain_ids):
@@ -63,7 +63,7 @@ def text_of(backbone: Backbone) -> str:
                 one.add_atom(atom)
             chain.add_residue(one)
     structure.setup_entities()
-    return structure.make_pdb_string()
+    return structure.make_pdb_string(gemmi.PdbWriteOptions(end_record=False))
 
 
 def as_mmcif(text: str) -> str:
@@ -132,12 +132,49 @@ class TestReading:
         assert backbone.notes == (f"{kind} residues read {what} (1): A:3 {name}{as_letter}",)
 
     def test_atoms_that_lie_on_one_another_are_none(self, read):
-        """Fields that cannot be read stand for 0 0 0; their residue is masked, not designed."""
+        """Atoms at 0 0 0 stand for unknown ones; their residue is masked, not designed."""
         lines = [residue(n) for n in range(1, 5)]
-        starred = [line[:30] + "*" * 24 + line[54:] for line in lines[1].splitlines(True)]
-        backbone = read("".join([lines[0], *starred, *lines[2:]]))
+        zeros = [line[:30] + f"{0:8.3f}" * 3 + line[54:] for line in lines[1].splitlines(True)]
+        backbone = read("".join([lines[0], *zeros, *lines[2:]]))
         assert backbone.mask.tolist() == [True, False, True, True]
         assert backbone.notes == ("incomplete residues masked (1): A:2",)
+
+    @pytest.mark.parametrize(
+        "xyz",
+        [
+            "********   2.000   3.000",
+            "   1.000  abc      3.000",
+            "   1.000   2.000        ",
+            "   1.000  1_2.00   3.000",
+            "-1000.123   2.000   3.000",
+            "   1.000-1000.123   3.000",
+            "   1.00012345.6781234.567",
+        ],
+    )
+    @pytest.mark.parametrize("record", ["ATOM", "HETATM", "atom"])
+    def test_a_coordinate_that_cannot_be_read_masks_its_residue(self, read, xyz, record):
+        """Stars, words, blanks and numbers that shift the next one are not taken for numbers."""
+        first, *others = residue(2, "MSE", record=record).splitlines(True)
+        bad = residue(1) + first[:30] + xyz + first[54:] + "".join(others) + residue(3)
+        backbone = read(bad)
+        assert backbone.mask.tolist() == [True, False, True]
+        assert backbone.notes[0] == "incomplete residues masked (1): A:2"
+
+    @pytest.mark.parametrize(
+        "x", ["9999.999", "-1000.12", "1       ", "   +1.e1", "-1.5e-05", " .5"]
+    )
+    def test_a_coordinate_in_its_columns_is_read(self, read, x):
+        """A number of up to four digits before the point is read, however it is written."""
+        first, *others = residue(2).splitlines(True)
+        backbone = read(residue(1) + f"{first[:30]}{x:8}{first[38:]}" + "".join(others))
+        assert backbone.mask.all()
+        assert backbone.coords[1, 0, 0] == np.float32(x)
+
+    def test_a_ligands_unreadable_atom_costs_nothing(self, read):
+        """A file is read whole although an atom beside the protein has no coordinates."""
+        ligand = residue(300, "HEM", record="HETATM", atoms=("C",))
+        backbone = read(residue(1) + ligand[:30] + "*" * 24 + ligand[54:])
+        assert (backbone.sequence, backbone.notes) == ("A", ())
 
     def test_a_byte_order_mark_is_no_part_of_the_first_line(self, tmp_path):
         """A mark that some editors put in front costs no atom."""
@@ -160,6 +197,7 @@ class TestReading:
         backbone = read(text, chains=["C", "A"])
         assert_equal(backbone, read(text).select_chains(["C", "A"]))
         assert_equal(backbone, read(text, chains="C,A"))
+        assert_equal(backbone, read(text, chains=" C, A"))
 
     def test_chain_without_a_name(self, read):
         """A chain without a name is called "_"."""
@@ -264,7 +302,6 @@ class TestNumbering:
         assert np.where(chain.mask, chain.numbers, -chain.numbers).tolist() == filled
         assert chain.sequence == "".join("X" if number < 0 else "G" for number in filled)
 
-    @settings(deadline=None)
     @given(st.lists(st.integers(-40, 400), min_size=1, max_size=40))
     def test_filling_gaps_loses_and_repeats_nothing(self, numbers):
         """Filling keeps residues in order and adds each missing number at most once."""
@@ -339,6 +376,14 @@ class TestErrors:
             read_structure(path)
         assert str(path) in str(error.value)
 
+    @pytest.mark.parametrize("end", ["END", "END   ", "end of chain A"])
+    def test_atoms_after_the_end(self, read, end):
+        """Atoms that follow END are not left out in silence; other lines may follow it."""
+        text = residue(1) + f"{end}\n"
+        assert len(read(text + "REMARK atoms of another program\n")) == 1
+        with pytest.raises(InputError, match=r"made\.pdb: line 5: END ends .* but atoms follow"):
+            read(text + residue(1, chain="B"))
+
     @pytest.mark.parametrize(
         ("name", "message"),
         [("none.pdb", "there is no such file"), ("", "is a folder"), ("n" * 300, "cannot be read")],
@@ -384,7 +429,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 class TestDamage:
     """Files damaged at random."""
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=120)
     @given(damaged() | st.binary(max_size=400) | damaged().map(gzip.compress))
     def test_only_input_errors(self, tmp_path_factory, content):
         """Whatever a file holds, reading gives a checked backbone or an InputError."""

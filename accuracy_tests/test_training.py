@@ -249,7 +249,7 @@ def test_noise_has_the_stated_size(chains):
 
 
 @given(number=st.integers(0, 10**6), shown=st.floats(0.01, 1), k=st.integers(1, 60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_neighbours_shown_are_some_of_the_nearest(chain_file, number, shown, k):
     """A share of the k nearest, the residue itself first, weighing together as much as all."""
     crop = draw(TrainingChains(chain_file), DrawConfig(max_length=40), number)
@@ -298,7 +298,7 @@ def test_a_crop_is_the_residues_nearest_to_one_of_them(chains):
     assert any(distance[c, crop.rows].max() <= distance[c, out].min() for c in crop.rows)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(tokens=st.integers(1, 300), micro=st.integers(1, 300), first=st.integers(0, 50))
 def test_token_budgets_are_kept(chain_file, tokens, micro, first):
     """Steps and groups hold at most their budget unless one crop alone is larger; none is lost."""

@@ -108,7 +108,7 @@ class Model:
         """Draws sequences for a structure.
 
         Every draw depends on (seed, sample, residue) alone, so neither `batch_size` nor a split of
-        the work into several calls changes a design.
+        the work into several calls changes a sequence.
 
         Args:
             backbone: the structure.
@@ -126,9 +126,7 @@ class Model:
         """
         if order not in get_args(Order):
             raise InputError(f"order {order!r} is unknown; take {', '.join(get_args(Order))}")
-        temperatures, seeds = check_draws(num_seqs, temperature, seed)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+        temperatures, seeds = check_draws(num_seqs, temperature, seed, batch_size)
         asked = Rules(**rules)
         task = self._task(backbone, asked, "design")
         source = sources_of_letters(task.target, asked)
@@ -178,11 +176,13 @@ class Model:
         seed: int | Sequence[int] = 0,
         mode: Mode = "ordered",
         progress: Progress = _no_progress,
+        labels: Sequence[str] | None = None,
         **rules: Any,
     ) -> Scores:
         """Scores some sequences on one structure, which is encoded once; see `score`.
 
-        `progress` is called now and then with the share of the work just done.
+        `progress` is called now and then with the share of the work just done; `labels` are what
+        errors call the sequences, "sequence 1" and so on if None.
         """
         if mode not in get_args(Mode):
             raise InputError(f"mode {mode!r} is unknown; take {', '.join(get_args(Mode))}")
@@ -191,7 +191,11 @@ class Model:
         as_in_file = backbone.chain_ids
         given = [task.S]
         if sequences is not None:
-            given = [_letters(task.target, text, as_in_file) for text in sequences]
+            labels = labels or [f"sequence {n}" for n in range(1, len(sequences) + 1)]
+            given = [
+                _letters(task.target, text, as_in_file, label)
+                for text, label in zip(sequences, labels, strict=True)
+            ]
         parts = len(seeds) * len(given)
 
         def step(share: float) -> None:
@@ -246,15 +250,19 @@ class Model:
 
 
 def check_draws(
-    num_seqs: int, temperature: float | Sequence[float], seed: int | Sequence[int]
+    num_seqs: int,
+    temperature: float | Sequence[float],
+    seed: int | Sequence[int],
+    batch_size: int,
 ) -> tuple[list[float], list[int]]:
     """The temperatures and the seeds that are asked for.
 
     Raises:
         InputError: a value is out of range.
     """
-    if num_seqs < 1:
-        raise InputError(f"num_seqs is {num_seqs}; it must be at least 1")
+    for name, count in (("num_seqs", num_seqs), ("batch_size", batch_size)):
+        if not isinstance(count, (int, np.integer)) or count < 1:
+            raise InputError(f"{name} is {count!r}; it must be a whole number, at least 1")
     temperatures = np.atleast_1d(temperature).tolist()
     if not temperatures:
         raise InputError("no temperature is given; 0.1 is usual")
@@ -264,11 +272,12 @@ def check_draws(
     return temperatures, _seeds(seed)
 
 
-def _seeds(seed: int | Sequence[int]) -> list[int]:
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
-    if not seeds or not all(0 <= s < 2**63 for s in seeds):
-        raise InputError(f"seed {seed}: one or more whole numbers from 0 to 2**63 - 1 are needed")
-    return seeds
+def _seeds(seed: object) -> list[int]:
+    given = seed.tolist() if isinstance(seed, np.ndarray) else seed
+    seeds: list[Any] = list(given) if isinstance(given, Sequence) else [given]
+    if not seeds or not all(isinstance(s, (int, np.integer)) and 0 <= s < 2**63 for s in seeds):
+        raise InputError(f"seed {seed!r}: one or more whole numbers from 0 to 2**63 - 1 are needed")
+    return [int(s) for s in seeds]
 
 
 def _as_designs(
@@ -296,7 +305,7 @@ def _text(S: IntArray) -> str:
     return "".join(ALPHABET[letter] for letter in S)
 
 
-def _letters(target: Target, sequence: str, as_in_file: Sequence[str]) -> IntArray:
+def _letters(target: Target, sequence: str, as_in_file: Sequence[str], label: str) -> IntArray:
     """A user's sequence as L letters; chains that it leaves out keep the structure's own."""
     parts = sequence.upper().split("/")
     name, native = target.backbone.name, target.by_chain(target.backbone.sequence)
@@ -304,11 +313,11 @@ def _letters(target: Target, sequence: str, as_in_file: Sequence[str]) -> IntArr
     designed = sizes[: len(target.designed_chains)]
     text = "".join(parts)
     if unknown := sorted(set(sequence) - set(f"{ALPHABET}{ALPHABET.lower()}/")):
-        raise InputError(f"{name}: letters {', '.join(unknown)} in a sequence; use {ALPHABET}")
+        raise InputError(f"{name}: letters {', '.join(unknown)} in {label}; use {ALPHABET}")
     fits = [s for s in (sizes, designed) if [sum(s)] == [len(text)]]
     if not fits or (len(parts) > 1 and [len(part) for part in parts] not in fits):
         raise InputError(
-            f"{name}: a sequence has {'/'.join(str(len(part)) for part in parts)} residues; the "
+            f"{name}: {label} has {'/'.join(str(len(part)) for part in parts)} residues; the "
             f"designed chains {', '.join(target.designed_chains)} have "
             f"{'/'.join(map(str, designed))}, all chains {'/'.join(map(str, sizes))}"
         )
@@ -316,7 +325,7 @@ def _letters(target: Target, sequence: str, as_in_file: Sequence[str]) -> IntArr
     found = [chain for chain in as_in_file if chain in chains]
     if len(parts) == 1 and found != chains:
         raise InputError(
-            f"{name}: letters are taken for chains {', '.join(chains)}, which the structure has in "
+            f"{name}: {label} is taken for chains {', '.join(chains)}, which the structure has in "
             f"the order {', '.join(found)}: part them by /"
         )
     rest = target.backbone.sequence[len(text) :]

@@ -25,6 +25,7 @@ from mpnn.download import fetch
 from mpnn.errors import InputError
 from mpnn.options import DONE, FAILED, INTERRUPTED, SOME_FAILED, STDOUT
 from mpnn.output import write_whole
+from mpnn.structure import name_of
 
 ENDINGS = (".pdb", ".ent", ".cif", ".mmcif")
 """Endings of the structures looked for in folders, with or without .gz."""
@@ -56,17 +57,20 @@ def structure_files(paths: Sequence[str], out: str) -> list[Path]:
         out: folder for the results, or "-" for standard output, where names need not differ.
 
     Raises:
-        InputError: a folder cannot be listed, or two files would give results of the same name.
+        InputError: a name is empty, a folder cannot be listed, or two files would give results of
+            the same name.
     """
+    if not all([*paths, out]):
+        raise InputError("a FILE or --out is empty; name a file or a folder (. is this one)")
     files: list[Path] = []
     for path in map(Path, paths):
         files += _structures_in(path) or [path]
     first: dict[str, Path] = {}
     for file in files if out != STDOUT else ():
-        name = _stem(file).casefold()  # file systems need not tell cases apart
+        name = name_of(file).casefold()  # file systems need not tell cases apart
         if name in first:
             raise InputError(
-                f"{first[name]} and {file} would both write results named {_stem(file)}; rename "
+                f"{first[name]} and {file} would both write results named {name_of(file)}; rename "
                 "one, or give them to two runs with another --out each"
             )
         first[name] = file
@@ -98,7 +102,7 @@ def run(files: Sequence[Path], work: Work, out: str, suffix: str) -> int:
             for number, file in enumerate(files, start=1):
                 try:
                     result = work(file, lambda share: progress.advance(task, share))
-                    where = _deliver(result.text, out, _stem(file) + suffix, first=done == 0)
+                    where = _deliver(result.text, out, name_of(file) + suffix, first=done == 0)
                     done += 1
                     console.print(f"{file}: {result.summary}{where}")
                 except _NoOutputError:
@@ -216,7 +220,7 @@ def numbers(text: str, kind: Callable[[str], Any], what: str) -> list[Any]:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -225,18 +229,20 @@ def _read(path: str) -> str:
 
 def _structures_in(folder: Path) -> list[Path]:
     try:
-        return sorted(p for p in folder.iterdir() if _is_structure(p)) if folder.is_dir() else []
+        if not folder.is_dir():
+            return []
+    except OSError:  # too long a name, or a place that is closed: fails by itself, as a file
+        return []
+    try:
+        return sorted(path for path in folder.iterdir() if _is_structure(path))
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
 
 
 def _is_structure(path: Path) -> bool:
     name = path.name.lower().removesuffix(".gz")
-    return path.is_file() and name.endswith(ENDINGS) and not name.startswith(".")
-
-
-def _stem(path: Path) -> str:
-    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+    there = path.is_file() or not path.exists()  # a broken link is to fail when it is read
+    return there and name.endswith(ENDINGS) and not name.startswith(".")
 
 
 def _about(file: Path, message: str) -> str:
@@ -261,6 +267,8 @@ def _in_words(error: Exception) -> str:
 def _check_writable(out: str) -> None:
     """Makes the folder, before any work is done in vain."""
     if out == STDOUT:
+        if sys.stdout is None:
+            raise InputError("standard output is closed; name a folder with --out")
         return
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -282,6 +290,8 @@ def _deliver(text: str, out: str, name: str, first: bool) -> str:
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has seen enough
         raise
+    except UnicodeEncodeError as error:
+        raise InputError(f"cannot be printed ({error}); set PYTHONIOENCODING=utf-8") from error
     except OSError as error:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()

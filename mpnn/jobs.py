@@ -25,7 +25,8 @@ def design(paths: Sequence[str], options: DesignOptions) -> int:
     """
     temperatures = files.numbers(options.temperature, float, "--temperature")
     seeds = files.numbers(options.seed, int, "--seed")
-    check_draws(options.num_seqs, temperatures, seeds)  # refused once, not for every file
+    # Refused once, not for every file.
+    check_draws(options.num_seqs, temperatures, seeds, options.batch_size)
     rules = {
         "chains": options.chains,
         "fixed": options.fixed,
@@ -71,14 +72,14 @@ def score(paths: Sequence[str], options: ScoreOptions) -> int:
     seeds = files.numbers(options.seed, int, "--seed")
     records = None if options.fasta is None else files.read_fasta(options.fasta)
     sequences = None if records is None else [sequence for _, sequence in records]
+    called = [f"record {name!r} of {options.fasta}" for name, _ in records or ()]
+    rules = {"chains": options.chains, "fixed": options.fixed}
     structures = files.structure_files(paths, options.out)
     model = _load(options)
 
     def work(path: Path, advance: Progress) -> files.Result:
         backbone = read_structure(path, model=options.structure_model)
-        scores = model.score_many(
-            backbone, sequences, seeds, mode, advance, chains=options.chains, fixed=options.fixed
-        )
+        scores = model.score_many(backbone, sequences, seeds, mode, advance, called, **rules)
         labels = [backbone.name] if records is None else [name for name, _ in records]
         text = render_scores(scores, labels, options.format, model.name, VERSION)
         first = scores.scores[0]

@@ -90,7 +90,7 @@ class DesignOptions(RunOptions):
         Order, Option(help="Order of decoding: random as published, or coloured: fewer steps.")
     ] = Order.random
     batch_size: Annotated[
-        int, Option(help="Sequences drawn side by side; bounds memory, changes no result.")
+        int, Option(help="Sequences drawn side by side; bounds memory, changes no sequence.")
     ] = 8
     out: Annotated[
         str, Option(help='Folder for one file per structure; "-" prints.', metavar="DIR")

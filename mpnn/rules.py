@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ MAX_BIAS = 1000.0
 @dataclass(frozen=True)
 class Rules:
     """The rules of one design; positions are written as in `mpnn.selection`.
+
+    That texts and mappings are such is checked on construction, the rest on a structure.
 
     Attributes:
         chains: names of the chains to design, "A,C" or a list; all where none is given.
@@ -43,6 +46,18 @@ class Rules:
     bias: str | Mapping[str, float] = ""
     omit_per_residue: Mapping[str, str] = field(default_factory=dict)
     bias_per_residue: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        text, mapping = (str, 'text such as "A1-10,B5"'), (Mapping, 'a mapping such as {"A12": …}')
+        kinds = {
+            "fixed": text,
+            "tied": text,
+            "omit_per_residue": mapping,
+            "bias_per_residue": mapping,
+        }
+        for name, (kind, example) in kinds.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise InputError(f"{name} is {value!r}; write {example}")
 
 
 def constraints(backbone: Backbone, rules: Rules) -> tuple[Target, Constraints]:
@@ -65,8 +80,11 @@ def constraints(backbone: Backbone, rules: Rules) -> tuple[Target, Constraints]:
     if rules.fixed:
         fixed |= parse_selection(rules.fixed, arranged)
     target = Target(arranged, arranged.mask & ~fixed, chains[:count], chains[count:])
-    group, weight = _tie_arrays(target, _ties(target, rules), fixed)
-    limits = Constraints(target.designed, _bias(arranged, rules), group, weight)
+    ties, bias = _ties(target, rules), _bias(arranged, rules)
+    if rules.homo_oligomer:
+        bias = _shared(bias, ties)
+    group, weight = _tie_arrays(target, ties, fixed, rules.homo_oligomer)
+    limits = Constraints(target.designed, bias, group, weight)
     _check_letters_left(arranged, limits)
     return target, limits
 
@@ -87,27 +105,28 @@ def sources_of_letters(target: Target, rules: Rules) -> IntArray:
 
 
 def _ties(target: Target, rules: Rules) -> list[Tie]:
-    """The ties asked for; residues without atoms have left those of a homo-oligomer."""
+    """The ties asked for, residues without atoms included."""
     if rules.tied and rules.homo_oligomer:
         raise InputError("tied and homo-oligomer exclude each other; give one")
-    if not rules.homo_oligomer:
-        return parse_ties(rules.tied, target.backbone) if rules.tied else []
-    mask = target.backbone.mask
-    ties = homo_oligomer_ties(target.backbone, target.designed_chains)
-    kept = [tuple(position for position in tie.positions if mask[position]) for tie in ties]
-    return [Tie(positions, (1.0,) * len(positions)) for positions in kept if positions]
+    if rules.homo_oligomer:
+        return homo_oligomer_ties(target.backbone, target.designed_chains)
+    return parse_ties(rules.tied, target.backbone) if rules.tied else []
 
 
 def _tie_arrays(
-    target: Target, ties: Sequence[Tie], fixed: NDArray[np.bool_]
+    target: Target, ties: Sequence[Tie], fixed: NDArray[np.bool_], may_lack: bool
 ) -> tuple[IntArray, FloatArray]:
-    """Group and weight of every residue, both [L]; groups that are fixed as a whole need no tie."""
+    """Group and weight of every residue, both [L]; groups that are fixed as a whole need no tie.
+
+    Where members may lack atoms, the others are drawn without them.
+    """
     backbone = target.backbone
     group, weight = np.arange(len(backbone)), np.ones(len(backbone))
     for tie in ties:
         if fixed[list(tie.positions)].all():
             continue
-        held = [position for position in tie.positions if not target.designed[position]]
+        drawn = [position for position in tie.positions if target.designed[position]]
+        held = [p for p in tie.positions if fixed[p] or not (may_lack or target.designed[p])]
         if held:
             why = "is fixed" if fixed[held[0]] else "lacks atoms, so no letter is drawn for it"
             group_text = ", ".join(backbone.address(position) for position in tie.positions)
@@ -115,7 +134,7 @@ def _tie_arrays(
                 f"{backbone.name}: of the tied residues {group_text}, {backbone.address(held[0])} "
                 f"{why}; fix the whole group or untie it"
             )
-        group[list(tie.positions)] = min(tie.positions)
+        group[drawn] = min(drawn, default=0)
         weight[list(tie.positions)] = tie.weights
     return group, weight
 
@@ -153,15 +172,28 @@ def _bias(backbone: Backbone, rules: Rules) -> FloatArray:
     return np.where(omitted, OMITTED, bias)
 
 
+def _shared(bias: FloatArray, ties: Sequence[Tie]) -> FloatArray:
+    """Bias [L, 21] where all members of a tie, drawn or not, have their mean and all omissions."""
+    shared = bias.copy()
+    for tie in ties:
+        members = bias[list(tie.positions)]
+        omitted = (members <= OMITTED).any(0)
+        shared[list(tie.positions)] = np.where(omitted, OMITTED, members.mean(0))
+    return shared
+
+
 def _bias_row(letters: object, what: str) -> FloatArray:
     if not isinstance(letters, Mapping):
         raise InputError(f'{what}: {letters!r} is no mapping from letters to numbers: {{"F": 1.5}}')
     row = np.zeros(NUM_LETTERS)
     for letter, value in letters.items():
-        if not isinstance(value, (int, float)) or not abs(value) <= MAX_BIAS:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= MAX_BIAS:
             raise InputError(f"{what}: {letter} has {value!r}; give a number up to ±{MAX_BIAS:g}")
-        if len(letter) != 1:
+        if not isinstance(letter, str) or len(letter) != 1:
             raise InputError(f"{what}: {letter!r} is not one letter; there are {ALPHABET}")
+        if letter != letter.upper() and letter.upper() in letters:
+            raise InputError(f"{what}: {letter.upper()} and {letter} are one letter; give it once")
         row[_letter_indices(letter, what)] = value
     return row
 

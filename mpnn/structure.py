@@ -8,8 +8,8 @@ Author chain names and author residue numbers are used throughout. The rules:
   the file. Several residue names at one position are conformers in this sense.
 * A modified residue has its parent's letter where gemmi's table names a standard one, else X; names
   that force fields give to states of protonation (HIE, CYX, …) count as their residues'.
-* A residue without finite N, CA, C and O is masked and keeps its letter; atoms that lie on one
-  another, as fields that cannot be read do, are none.
+* A residue without finite N, CA, C and O is masked and keeps its letter; a coordinate that cannot
+  be read, or runs over its columns, is not finite, and atoms that lie on one another are none.
 * A number missing between two residues in file order becomes a masked X, once per number and only
   if it occurs nowhere in the chain; where numbering runs backwards nothing is filled. A jump is
   filled whatever its length, up to `MAX_GAP` positions a chain; beyond that the file is refused.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ COINCIDENT = 0.1
 MAX_COORDINATE = 1e5
 """Å from the origin, per axis; float32 resolves 0.01 Å up to here. Atoms beyond count as absent."""
 
+_ATOM_LINE = re.compile(
+    r"^((?:ATOM[ \d].|HETATM).{24})(.{8})(.{8})(.{8})", re.MULTILINE | re.IGNORECASE
+)
+_COORDINATE = re.compile(r"\s*[-+]?(\d{1,4}\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.IGNORECASE)  # of %8.3f
+_END_LINE = re.compile(r"^END(?!\S)", re.MULTILINE | re.IGNORECASE)
+
 
 def read_structure(
     path: str | Path, chains: Sequence[str] | None = None, model: int | None = None
@@ -72,24 +79,32 @@ def read_structure(
     picked = _pick_model(structure, model, path)
     found = _protein_chains(picked, path)
     if chains is not None:
-        order = chains.split(",") if isinstance(chains, str) else chains
+        names = chains.split(",") if isinstance(chains, str) else chains
+        order = [name.strip() for name in names]
         check_chain_names(str(path), order, list(found))
         found = {name: found[name] for name in order}
     sites = {f"{chain}:{site.number}{site.code}": site for chain in found for site in found[chain]}
     _check_atoms(sites, path)
-    name = Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
     notes = _notes(sites)
     if len(structure) > 1:
         notes.append(f"model {picked.num} read, of {len(structure)}")
-    return assemble(name, [_as_chain(*item) for item in found.items()], notes)
+    return assemble(name_of(path), [_as_chain(*item) for item in found.items()], notes)
+
+
+def name_of(path: Path) -> str:
+    """What a structure is called: its file's name without the ending, and without .gz."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
 def _parse(path: Path) -> gemmi.Structure:
     """The file as gemmi's tree, entity types set."""
     text = _read_text(path)
     start = next((line for line in text.splitlines() if line.strip() and line[0] != "#"), "")
+    is_mmcif = start[:5].lower() == "data_"
+    if not is_mmcif:
+        text = _checked_pdb(text, path)
     try:
-        if start[:5].lower() == "data_":
+        if is_mmcif:
             blocks = map(gemmi.make_structure_from_block, gemmi.cif.read_string(text))
             structure = next((s for s in blocks if len(s)), gemmi.Structure())
         else:
@@ -105,6 +120,26 @@ def _parse(path: Path) -> gemmi.Structure:
             "with type_symbol, label_alt_id and Cartn_x, _y, _z among its columns (mmCIF)"
         )
     return structure
+
+
+def _checked_pdb(text: str, path: Path) -> str:
+    """PDB text with nan for coordinates that cannot be read, where gemmi would take what it can.
+
+    Raises:
+        InputError: atoms follow an END, where gemmi would stop.
+    """
+    if (end := _END_LINE.search(text)) and _ATOM_LINE.search(text, end.end()):
+        line = text.count("\n", 0, end.start()) + 1
+        raise InputError(
+            f"{path}: line {line}: END ends a PDB file, but atoms follow; take out the line, or "
+            "all after it (models are parted by MODEL and ENDMDL)"
+        )
+    return _ATOM_LINE.sub(_with_nan, text)
+
+
+def _with_nan(line: re.Match[str]) -> str:
+    start, *fields = line.groups()
+    return start + "".join(x if _COORDINATE.fullmatch(x) else "     nan" for x in fields)
 
 
 def _read_text(path: Path) -> str:

@@ -33,6 +33,7 @@ from mpnn.training.distillation import PresentTeacher, Teacher, mutated
 from mpnn.training.hidden import HiddenMatch
 from mpnn.training.job import read_config
 from mpnn.training.optimizers import Muon, orthogonalized
+from mpnn.training.run import _perplexity
 from mpnn.training.settings import TOGETHER
 from mpnn.weights import SHIPPED, formula_weights, load_checkpoint, save_checkpoint
 
@@ -620,8 +621,9 @@ def test_a_later_end_is_refused_once_the_decay_has_begun(config):
     """The learning rate would rise again; and what has six steps cannot have had four."""
     train(config)
     for change, message in [
-        ({"steps": 8}, "learning rate has fallen to 0 and would rise to 0.002; .* begin_from"),
+        ({"steps": 8}, "learning rate falls to 0 and would rise to 0.002; .* begin_from"),
         ({"steps": 4}, "has 6 steps already, steps is 4"),
+        ({"decay_steps": 1}, "no step left for steps = 6 and decay_steps = 1"),
     ]:
         with pytest.raises(InputError, match=message):
             train(dataclasses.replace(config, **change))
@@ -704,11 +706,11 @@ def test_steps_whose_letters_are_unknown_are_reported(config, tmp_path):
     assert any(np.isnan(p.perplexity) for p in seen)
 
 
-def test_a_perplexity_beyond_floats_is_infinite(config):
-    """Steps that lead far away are told as such until the weights themselves are not finite."""
-    seen = []
-    train(dataclasses.replace(config, learning_rate=30.0), seen.append)
-    assert seen[-1].perplexity == np.inf
+def test_a_perplexity_beyond_floats_is_infinite():
+    """A run that led far away is told as such until the weights themselves are not finite."""
+    assert _perplexity(1e4) == np.inf
+    assert _perplexity(np.log(7)) == pytest.approx(7)
+    assert np.isnan(_perplexity(np.nan))
 
 
 def test_plain_loss_is_the_mean_negative_log_likelihood(config):
@@ -1395,12 +1397,22 @@ def test_chains_that_changed_are_refused(config, tmp_path):
     """A run goes on with the chains it began with; so does one that drew from them otherwise."""
     train(dataclasses.replace(config, steps=4))
     other = write_chains(tmp_path / "other.npz", clusters=(7, 7, 9, 9, 9))
-    with pytest.raises(InputError, match=r"other\.npz, or how a version draws"):
+    with pytest.raises(InputError, match=r"on other chains than those of .*other\.npz"):
         train(dataclasses.replace(config, data=str(other)))
     state = torch.load(config.state, weights_only=True)
     del state["draws"]  # was not kept by versions that drew in another way
     torch.save(state, config.state)
-    with pytest.raises(InputError, match="or how a version draws from them"):
+    with pytest.raises(InputError, match="a version that drew crops in another way"):
+        train(config)
+
+
+def test_a_state_of_a_later_version_is_refused(config):
+    """A setting that is not known here may be one that matters."""
+    train(dataclasses.replace(config, steps=4))
+    state = torch.load(config.state, weights_only=True)
+    state["config"]["momentum"] = 0.9
+    torch.save(state, config.state)
+    with pytest.raises(InputError, match="not the state of a training run"):
         train(config)
 
 

@@ -62,8 +62,8 @@ def neighbors(ca: Tensor, mask: Tensor, valid: Tensor, k: int) -> tuple[Tensor, 
     Returns:
         E_idx [B, L, K] int64, closest first, and their distances [B, L, K]. A pair with a masked
         member has the row's largest distance among unmasked pairs. Such pairs come after all
-        others, in the order of the residues, and padding after everything: which neighbours a
-        residue has depends neither on the batch nor on how a library breaks ties.
+        others, in the order of the residues, and padding after everything, so that which of them
+        are neighbours depends neither on the batch nor on how a library breaks ties.
     """
     pair_mask = mask[:, :, None] * mask[:, None, :]
     D = row_adjusted(distance(ca[:, :, None], ca[:, None, :]), pair_mask)

@@ -57,7 +57,7 @@ def top1(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
 
 
 def expected_recovery(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
-    """Mean probability of the native letter, given native ones: recovery without sampling."""
+    """Mean probability of the native letter, teacher-forced: recovery without sampling."""
     return float(np.exp(_at_native(log_probs, native))[..., counted].mean(dtype=np.float64))
 
 

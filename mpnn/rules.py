@@ -25,7 +25,7 @@ MAX_BIAS = 1000.0
 class Rules:
     """The rules of one design; positions are written as in `mpnn.selection`.
 
-    That texts and mappings are such is checked on construction, the rest on a structure.
+    That positions are text, and rules by residue mappings, is checked on construction.
 
     Attributes:
         chains: names of the chains to design, "A,C" or a list; all where none is given.
@@ -48,10 +48,10 @@ class Rules:
     bias_per_residue: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        text, mapping = (str, 'text such as "A1-10,B5"'), (Mapping, 'a mapping such as {"A12": …}')
+        mapping = Mapping, 'a mapping such as {"A12": …}'
         kinds = {
-            "fixed": text,
-            "tied": text,
+            "fixed": (str, 'text such as "A1-10,B5"'),
+            "tied": (str, 'text such as "A1,B1|A2,B2"'),
             "omit_per_residue": mapping,
             "bias_per_residue": mapping,
         }

@@ -52,11 +52,13 @@ COINCIDENT = 0.1
 MAX_COORDINATE = 1e5
 """Å from the origin, per axis; float32 resolves 0.01 Å up to here. Atoms beyond count as absent."""
 
-_ATOM_LINE = re.compile(
-    r"^((?:ATOM[ \d].|HETATM).{24})(.{8})(.{8})(.{8})", re.MULTILINE | re.IGNORECASE
-)
-_COORDINATE = re.compile(r"\s*[-+]?(\d{1,4}\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.IGNORECASE)  # of %8.3f
-_END_LINE = re.compile(r"^END(?!\S)", re.MULTILINE | re.IGNORECASE)
+_ATOM = r"^((?:ATOM..|HETATM).{24})"
+_USUAL = r"(?:(?=[ \d-]{4}\.) *-?\d+\.\d{3}){3}"
+"""Three coordinates as nearly all are: passed over before anything is taken apart."""
+_UNUSUAL_LINE = re.compile(_ATOM + rf"(?!{_USUAL})(.{{8}})(.{{8}})(.{{8}})", re.M | re.I)
+_COORDINATE = re.compile(r"\s*[-+]?(\d{1,4}(\.\d*)?|\.\d+)(e[-+]?\d+)?\s*", re.I)  # of %8.3f
+_END_LINE = re.compile(r"^END(?![A-Z0-9])", re.M | re.I)
+_USUAL_LINE = re.compile(_ATOM + _USUAL, re.M | re.I)
 
 
 def read_structure(
@@ -72,7 +74,7 @@ def read_structure(
 
     Raises:
         InputError: the file cannot be read as a structure, holds no protein chain or only CA atoms,
-            lacks a chain or the model asked for, or names two residues alike.
+            lacks a chain or the model asked for, names two residues alike, or has atoms after END.
     """
     path = Path(path)
     structure = _parse(path)
@@ -128,13 +130,13 @@ def _checked_pdb(text: str, path: Path) -> str:
     Raises:
         InputError: atoms follow an END, where gemmi would stop.
     """
-    if (end := _END_LINE.search(text)) and _ATOM_LINE.search(text, end.end()):
+    if (end := _END_LINE.search(text)) and _USUAL_LINE.search(text, end.end()):
         line = text.count("\n", 0, end.start()) + 1
         raise InputError(
             f"{path}: line {line}: END ends a PDB file, but atoms follow; take out the line, or "
             "all after it (models are parted by MODEL and ENDMDL)"
         )
-    return _ATOM_LINE.sub(_with_nan, text)
+    return _UNUSUAL_LINE.sub(_with_nan, text)
 
 
 def _with_nan(line: re.Match[str]) -> str:

@@ -206,7 +206,7 @@ def test_nothing_stored_anywhere_is_red(tmp_path):
         (["--record", "--quick"], {}, "drop --quick"),
         (["--benchmark-json=baselines/x.json"], {}, "only `tox -e record` writes"),
         (["--benchmark-storage=elsewhere"], {}, "drop --benchmark-storage"),
-        (["--confirm=row.json"], {}, "--confirm judges nothing: the row is in row.json"),
+        (["--confirm=row.json"], {}, "--confirm judges nothing: the row goes to row.json"),
     ],
 )
 def test_a_session_that_could_not_gate_is_red(project, arguments, environ, reason):

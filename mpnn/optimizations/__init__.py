@@ -96,7 +96,8 @@ def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu
         device: where to run it.
 
     Raises:
-        InputError: there is no such engine, it is none, or what it imports is not installed.
+        InputError: there is no such engine, what is named is none, or what it imports is not
+            installed.
     """
     module, _, cls = ENGINES.get(name, name).partition(":")
     if not module or not cls or module.startswith("."):
@@ -123,8 +124,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def own(model: Network, device: str | torch.device) -> Network:
     """A copy of a network for an engine to keep, on its device.
 
-    Whatever its owner does with the network afterwards, training or other engines on other devices
-    among it, an engine goes on with the weights that it was made with.
+    Training the network, or making another engine of it, leaves this one alone.
     """
     return copy.deepcopy(model).to(device).eval()
 

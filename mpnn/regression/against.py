@@ -58,7 +58,7 @@ class Tree:
         return seconds
 
     def check(self, word: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """The claims whose id contains `word` and whose outputs are wrong, or cannot be had: why.
+        """Why outputs of claims whose id contains `word` are wrong, and why others cannot be had.
 
         Raises:
             InputError: as `time`.

@@ -346,8 +346,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     selected: list[str] = config.stash[SELECTED]
     if selected and option.confirm:  # whoever asked for the row reads it, and judges
-        config.stash[PROBLEMS] = [f"--confirm judges nothing: the row is in {option.confirm}"]
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        config.stash[PROBLEMS] = [f"--confirm judges nothing: the row goes to {option.confirm}"]
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return
     vanished = _vanished(config, gate)
     problems = gate.problems(selected, () if option.record else vanished)
@@ -448,7 +449,7 @@ def pytest_terminal_summary(
 
 def _write_summary(config: pytest.Config, table: str, problems: list[str]) -> None:
     """Writes what a session found to the file that was asked for."""
-    if config.option.summary:
+    if config.option.summary and not config.option.confirm:
         said = "".join(f"- {problem}\n" for problem in problems)
         write_whole(config.option.summary, f"{table}\n\n{said}")
 

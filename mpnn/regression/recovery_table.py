@@ -58,8 +58,8 @@ def recovery_markdown(root: Path) -> str:
     samples = ", ".join(sorted({str(row["samples"]) for row in rows}))
     caption = (
         f"Recovery on {study['set']}: {samples} samples of each, mean over proteins with its 95 % "
-        "bootstrap interval over proteins; differences are paired, on the same noise, and the same "
-        "orders but for the row that names another. "
+        "bootstrap interval over proteins; differences are paired, on the same noise and, but "
+        "for the row that names another, in the same orders. "
         "Perplexity, top-1 and calibration are teacher-forced under the same orders: overconfident "
         "is the mean probability of the likeliest letter above top-1, the calibration error the "
         "expected one over ten bins of it. The published weights have seen proteins like these in "

@@ -1,4 +1,4 @@
-"""Training and distillation: one run is a pure function of its configuration.
+"""Training and distillation: a run is a pure function of its configuration.
 
 A run draws crops per cluster (`mpnn.training.data`), takes gradients through the rewritten network
 (`mpnn.training.forward`), and keeps its state in one file that is replaced whole. Stopped at any
@@ -6,8 +6,8 @@ moment it goes on from the last saved step, and ends with the weights of a run n
 Students of one teacher can be trained in lockstep: it then answers once for all of them.
 
 The schedule is warm-up, stable, decay: a run can be made longer as often as wanted, as long as its
-decay has not begun, and shorter at any time. To ship weights on the way, copy the state and let the
-copy decay.
+decay has not begun, and shorter as long as its learning rate does not rise by it. To ship weights
+on the way, copy the state and let the copy decay.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
 
     Args:
         config: the run.
-        progress: called every `report_every` steps. What it raises ends the run, which can be
-            resumed from the step last saved.
+        progress: called every `report_every` steps, and after the last. What it raises ends the
+            run, which can be resumed from the step last saved.
 
     Returns:
         The trained network.
@@ -349,7 +349,7 @@ class _Run:
         """Replaces the state file whole."""
         state = {
             "config": dataclasses.asdict(self.config),
-            "draws": self._draws(),
+            "draws": f"{DRAWS} {self.chains.digest.hex()}",
             "model": self.model.state_dict(),
             "match": None if self.match is None else self.match.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -429,10 +429,6 @@ class _Run:
             )
         return theirs
 
-    def _draws(self) -> str:
-        """Names the chains, and the way in which crops are drawn from them."""
-        return f"{DRAWS} {self.chains.digest.hex()}"
-
     def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.config.device, weights_only=True)
@@ -444,13 +440,15 @@ class _Run:
                 optimizer.load_state_dict(kept)
             self.step, self.drawn, self.residues = state["counters"]
             self.curve = [CurvePoint(*point) for point in state["curve"]]
+            self._check_length(path, TrainConfig(**state["config"]))
         except InputError:
             raise
+        except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from error
         except Exception as error:  # whatever a damaged file leads to
             raise InputError(
                 f"{path}: not the state of a training run; remove it, or name another file"
             ) from error
-        self._check_length(path, TrainConfig(**state["config"]))
         self._start_report()
 
     def _check_state(self, path: Path, state: dict[str, Any]) -> None:
@@ -461,29 +459,43 @@ class _Run:
         differ = [k for k in ours if k not in MAY_CHANGE and theirs[k] != ours[k]]
         if (ours["targets"] is None) != (theirs["targets"] is None):  # another way to teach
             differ.append("targets")
-        if state.get("draws") != self._draws():
-            differ.append(f"the chains of {self.config.data}, or how a version draws from them,")
         if differ:
             raise InputError(
                 f"{path}: the state of another run ({', '.join(differ)} differ); "
                 "give the same settings, or name another file"
             )
+        way, _, chains = state.get("draws", "1").partition(" ")
+        if way != str(DRAWS):
+            raise InputError(
+                f"{path}: begun by a version that drew crops in another way; name another file, "
+                f"and begin_from = {self.config.weights!r} to go on from weights"
+            )
+        if chains != self.chains.digest.hex():
+            raise InputError(
+                f"{path}: the state of a run on other chains than those of {self.config.data}; "
+                "give the same, or name another file"
+            )
 
     def _check_length(self, path: Path, before: TrainConfig) -> None:
-        """Refuses a later end for a run whose decay has begun, and one that is over already."""
+        """Refuses an end that is over, and a learning rate that would rise after it has fallen."""
         config = self.config
         if self.step > config.steps:
             raise InputError(
                 f"{path}: has {self.step} steps already, steps is {config.steps}; give "
                 "as many at least, or name another file"
             )
-        begun = self.step > before.steps - before.decay_steps
-        had, wanted = (learning_rate(c, self.step) for c in (before, config))
-        if begun and wanted > had:
+        if self.ended and (config.steps, config.decay_steps) != (before.steps, before.decay_steps):
             raise InputError(
-                f"{path}: its learning rate has fallen to {had:.2g} and would rise to "
-                f"{wanted:.2g}; give the same steps and decay_steps, or begin a run of its own: "
-                f"begin_from = {config.weights!r}"
+                f"{path}: has no step left for steps = {config.steps} and decay_steps = "
+                f"{config.decay_steps}, which are not those it was trained with; give more steps"
+            )
+        begun = self.step - 1 > before.steps - before.decay_steps
+        falling, wanted = (learning_rate(c, self.step) for c in (before, config))
+        if begun and wanted > falling:
+            raise InputError(
+                f"{path}: its learning rate falls to {falling:.2g} and would rise to "
+                f"{wanted:.2g}; give the same steps and decay_steps, or let it end and begin "
+                "another run, with begin_from and a state of its own"
             )
 
 

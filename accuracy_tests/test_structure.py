@@ -381,7 +381,7 @@ class TestErrors:
     def test_atoms_after_the_end(self, read, end):
         """Atoms that follow END are not left out in silence; other lines may follow it."""
         text = residue(1) + f"{end}\n"
-        prose = "Atoms of another program were left out of this file by whoever wrote it, to be short"
+        prose = "Atoms of another program were left out of this file by whoever wrote it first"
         assert len(read(f"{text}{prose}\n")) == 1
         with pytest.raises(InputError, match=r"made\.pdb: line 5: END ends .* but atoms follow"):
             read(text + residue(1, chain="B"))

@@ -1,5 +1,6 @@
 """Networks that letters never enter: the same from every engine, in one pass, trained as used."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -49,10 +50,19 @@ def model():
     return formula_weights(CONFIG).double()
 
 
+def taken_by(name, model, batch):
+    """Network and batch in a type that the engine takes, and how far two of its ways may differ."""
+    if name != "onnx":
+        return model, batch, 1e-10
+    narrow = dataclasses.replace(batch, X=batch.X.float(), mask=batch.mask.float())
+    return copy.deepcopy(model).float(), narrow, 1e-5
+
+
 @pytest.mark.parametrize("name", cases(EQUAL))
 def test_every_engine_draws_what_it_draws_when_nobody_sees_anybody(model, name):
     """One pass and all draws at once give the letters of the engine's own sampler at rank 0."""
     batch, job = jobs()
+    model, batch, tolerance = taken_by(name, model, batch)
     blind = dataclasses.replace(job, rank=np.zeros_like(job.rank))
     plain, ours = load_engine(name, model), engine_for(model, name)
     expected = plain.sample(plain.encode(batch), blind)
@@ -60,7 +70,7 @@ def test_every_engine_draws_what_it_draws_when_nobody_sees_anybody(model, name):
     for b, length in enumerate(batch.lengths.tolist()):
         assert np.array_equal(found.S[b, :, :length], expected.S[b, :, :length])
         difference = found.log_probs[b, :, :length] - expected.log_probs[b, :, :length]
-        assert np.abs(difference).max() < 1e-10
+        assert np.abs(difference).max() < tolerance
     assert np.array_equal(found.S[1, :, 2], found.S[1, :, 25])
     assert np.array_equal(found.S[1, :, 10:14], np.tile(job.S[1, 10:14], (3, 1)))
     assert len({sample.tobytes() for sample in found.S[0]}) == 3
@@ -70,6 +80,7 @@ def test_every_engine_draws_what_it_draws_when_nobody_sees_anybody(model, name):
 def test_letters_and_orders_make_no_difference(model, name):
     """Scores are the unconditional ones of the same weights, whatever letters and ranks come."""
     batch, job = jobs()
+    model, batch, tolerance = taken_by(name, model, batch)
     engine, twin = engine_for(model, name), engine_for(as_twin(model), name)
     encoding, rng = engine.encode(batch), np.random.default_rng(0)
     letters = rng.integers(20, size=job.rank.shape)
@@ -77,7 +88,7 @@ def test_letters_and_orders_make_no_difference(model, name):
     blind = twin.log_probs(twin.encode(batch), letters, np.zeros_like(job.rank))
     seeing = twin.log_probs(twin.encode(batch), letters, job.rank)
     assert found.shape == (*job.rank.shape, 21)
-    assert np.abs(found - blind).max() < 1e-12
+    assert np.abs(found - blind).max() < tolerance
     assert np.abs(found - seeing).max() > 0.01
     again = engine.log_probs(encoding, (letters + 1) % 20, job.rank[:, ::-1])
     assert np.array_equal(again, found)
@@ -85,7 +96,7 @@ def test_letters_and_orders_make_no_difference(model, name):
 
 def as_twin(model):
     """The same weights in a network that sees letters."""
-    twin = formula_weights(TWIN).double()
+    twin = formula_weights(TWIN).to(model.W_e.weight.dtype)
     twin.load_state_dict(model.state_dict())
     return twin
 

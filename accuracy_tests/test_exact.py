@@ -57,8 +57,8 @@ BACKBONES = {
     "shorter than K": [made_up_backbone(15)],
     "masked residues": [with_gaps(made_up_backbone(60), 3, 4, 30, 59)],
     "fewer complete residues than K": [
-        with_gaps(made_up_backbone(60), *range(3, 48)),
-        made_up_backbone(75, seed=1),
+        with_gaps(made_up_backbone(33), *range(3, 22)),
+        made_up_backbone(40, seed=1),
     ],
     "different lengths": [made_up_backbone(n, seed=n) for n in (50, 11, 33)],
 }

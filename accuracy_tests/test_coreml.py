@@ -634,7 +634,7 @@ def test_real_network_is_in_its_band(tmp_path: Path, weights: str) -> None:
     path = tmp_path / "network.mlpackage"
     save_package(path, model, [64], weights)
     evaluator = MILEvaluator(path, exact=False)
-    assert differences(model, evaluator, [64])[64] < BANDS[weights]
+    assert differences(model, evaluator, [64])[64] < BANDS[weights] / 1.4
     assert max(evaluator.largest.values()) < np.finfo(np.float16).max / 100
 
 

@@ -118,10 +118,10 @@ def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu
     return engine
 
 
-Network = TypeVar("Network", bound=nn.Module)
+M = TypeVar("M", bound=nn.Module)
 
 
-def own(model: Network, device: str | torch.device) -> Network:
+def own(model: M, device: str | torch.device) -> M:
     """A copy of a network for an engine to keep, on its device.
 
     Training the network, or making another engine of it, leaves this one alone.

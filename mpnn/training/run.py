@@ -349,7 +349,8 @@ class _Run:
         """Replaces the state file whole."""
         state = {
             "config": dataclasses.asdict(self.config),
-            "draws": f"{DRAWS} {self.chains.digest.hex()}",
+            "draws": DRAWS,
+            "chains": self.chains.digest.hex(),
             "model": self.model.state_dict(),
             "match": None if self.match is None else self.match.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -432,7 +433,8 @@ class _Run:
     def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.config.device, weights_only=True)
-            self._check_state(path, state)
+            before = TrainConfig(**state["config"])  # where a setting is new, at its default
+            self._check_same_run(path, before, state)
             self.model.load_state_dict(state["model"])
             if self.match is not None:
                 self.match.load_state_dict(state["match"])
@@ -440,7 +442,7 @@ class _Run:
                 optimizer.load_state_dict(kept)
             self.step, self.drawn, self.residues = state["counters"]
             self.curve = [CurvePoint(*point) for point in state["curve"]]
-            self._check_length(path, TrainConfig(**state["config"]))
+            self._check_length(path, before)
         except InputError:
             raise
         except (OSError, MemoryError, torch.OutOfMemoryError) as error:
@@ -451,11 +453,9 @@ class _Run:
             ) from error
         self._start_report()
 
-    def _check_state(self, path: Path, state: dict[str, Any]) -> None:
+    def _check_same_run(self, path: Path, before: TrainConfig, state: dict[str, Any]) -> None:
         """Refuses the state of a run that another configuration, or other chains, began."""
-        ours = dataclasses.asdict(self.config)
-        defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-        theirs = defaults | state["config"]  # a state of before a setting was there
+        ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(before)
         differ = [k for k in ours if k not in MAY_CHANGE and theirs[k] != ours[k]]
         if (ours["targets"] is None) != (theirs["targets"] is None):  # another way to teach
             differ.append("targets")
@@ -464,13 +464,12 @@ class _Run:
                 f"{path}: the state of another run ({', '.join(differ)} differ); "
                 "give the same settings, or name another file"
             )
-        way, _, chains = state.get("draws", "1").partition(" ")
-        if way != str(DRAWS):
+        if state.get("draws") != DRAWS:
             raise InputError(
                 f"{path}: begun by a version that drew crops in another way; name another file, "
                 f"and begin_from = {self.config.weights!r} to go on from weights"
             )
-        if chains != self.chains.digest.hex():
+        if state["chains"] != self.chains.digest.hex():
             raise InputError(
                 f"{path}: the state of a run on other chains than those of {self.config.data}; "
                 "give the same, or name another file"

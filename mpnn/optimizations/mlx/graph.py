@@ -58,7 +58,7 @@ def neighbors(
     D = row_adjusted(distance(ca[:, :, None], ca[:, None]), pair_mask)
     if given is None:
         D = mx.where(valid[:, None], D, mx.inf)
-        order = D + (1 - pair_mask) * mx.arange(1, L + 1)  # masked pairs last, by position
+        order = D + behind(pair_mask)
         K = min(k, L)
         nearest = mx.argpartition(order, K - 1, -1)[..., :K] if K < L else mx.argsort(order, -1)
         by_distance = mx.argsort(mx.take_along_axis(order, nearest, -1), -1)
@@ -73,6 +73,11 @@ def row_adjusted(D: mx.array, pair_mask: mx.array) -> mx.array:
     """Puts the row's largest unmasked distance where `pair_mask` [..., L, L] is 0."""
     D = D * pair_mask
     return D + (1 - pair_mask) * D.max(-1, keepdims=True)
+
+
+def behind(pair_mask: mx.array) -> mx.array:
+    """What to add to `row_adjusted` distances so that masked pairs sort last, by position."""
+    return (1 - pair_mask) * mx.arange(1, pair_mask.shape[-1] + 1)
 
 
 def rbf(D: mx.array) -> mx.array:

@@ -12,7 +12,7 @@ class Server(HTTPServer):
     """Serves one content, or files by name, badly if asked to."""
 
     content = b""  # of every file not in `files`
-    ranges = True  # whether it honours a range
+    ranges = True  # whether it honors a range
     stop_after: int | None = None  # bytes after which the connection ends
     status: int | None = None  # answers this instead
 

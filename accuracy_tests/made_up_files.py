@@ -45,7 +45,7 @@ def write_pdb(path: Path, backbone: Backbone) -> Path:
 def write_weights(folder: Path, config: ModelConfig = CONFIG) -> Path:
     """A checkpoint with weights by formula."""
     path = folder / "made.safetensors"
-    save_checkpoint(path, formula_weights(config), {"licence": "MIT"})
+    save_checkpoint(path, formula_weights(config), {"license": "MIT"})
     return path
 
 

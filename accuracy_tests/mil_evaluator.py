@@ -114,8 +114,8 @@ def gelu(x: Array, mode: str) -> Array:
 def layer_norm(x: Array, axes: Array, epsilon: Array, **affine: Any) -> Array:
     """Over `axes`, without weight and bias."""
     assert not affine
-    centred = x - x.mean(tuple(axes), keepdims=True)
-    return centred / np.sqrt((centred**2).mean(tuple(axes), keepdims=True) + epsilon)
+    centerd = x - x.mean(tuple(axes), keepdims=True)
+    return centerd / np.sqrt((centerd**2).mean(tuple(axes), keepdims=True) + epsilon)
 
 
 def matmul(x: Array, y: Array, transpose_x: bool, transpose_y: bool) -> Array:

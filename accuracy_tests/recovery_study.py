@@ -38,7 +38,7 @@ class Row:
     """One network, run in one way, and the row it is held against."""
 
     weights: str
-    k: int | None = None  # neighbours at run time; None for those it was trained with
+    k: int | None = None  # neighbors at run time; None for those it was trained with
     order: str = "random"
     temperature: float = 0.1
     against: str | None = None
@@ -71,7 +71,7 @@ def shipped_rows():
 
 
 def with_neighbors(model, k):
-    """The same weights reading k neighbours of each residue."""
+    """The same weights reading k neighbors of each residue."""
     other = ProteinMPNN(replace(model.config, k_neighbors=k))
     other.load_state_dict(model.state_dict())
     return other

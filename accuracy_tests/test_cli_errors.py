@@ -347,7 +347,7 @@ def test_bad_training_settings(
 def test_usage_error() -> None:
     """A command without files, or an unknown option, ends with exit code 2."""
     assert run("design").exit_code == 2
-    assert run("design", "x.pdb", "--colour").exit_code == 2
+    assert run("design", "x.pdb", "--color").exit_code == 2
 
 
 def test_interrupt(here: Path, made: str) -> None:

@@ -90,7 +90,7 @@ def test_same_sequences_and_scores_as_the_reference(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_residue(engine: type[StagedEngine]) -> None:
-    """A protein of one residue, its own only neighbour, is designed and scored as any other."""
+    """A protein of one residue, its own only neighbor, is designed and scored as any other."""
     batch = Batch.from_backbones([made_up_backbone(1)])
     job = job_of(batch, samples=2)
     reference, runner = load_engine("reference", formula_weights(CONFIG)), engine_of(engine)
@@ -120,8 +120,8 @@ def published_engine(kind: type[StagedEngine]) -> StagedEngine:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_neighbours(name: str) -> None:
-    """Each structure's real neighbours are the reference's, numbered within the structure."""
+def test_neighbors(name: str) -> None:
+    """Each structure's real neighbors are the reference's, numbered within the structure."""
     batch = batch_of(name)
     found: list[list[list[int]]] = []
     for runner in (load_engine("reference", formula_weights(CONFIG)), engine_of(StagedEngine)):
@@ -133,8 +133,8 @@ def test_neighbours(name: str) -> None:
     assert found[0] == found[1]
 
 
-def test_neighbours_found_elsewhere() -> None:
-    """A batch that brings its neighbours, here 8 of 24, is scored with these alone."""
+def test_neighbors_found_elsewhere() -> None:
+    """A batch that brings its neighbors, here 8 of 24, is scored with these alone."""
     batch = batch_of("one chain")
     E_idx = formula_weights(CONFIG).features.neighbors(batch)[0][..., :8]
     batch = dataclasses.replace(batch, E_idx=E_idx)

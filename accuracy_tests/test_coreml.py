@@ -131,7 +131,7 @@ def test_bucket_network_is_the_reference(batch: Batch, tied: bool) -> None:
     np.testing.assert_allclose(samples.log_probs, drawn.log_probs * valid, rtol=0, atol=DOUBLE)
 
 
-def test_neighbours_are_those_of_the_reference(batch: Batch) -> None:
+def test_neighbors_are_those_of_the_reference(batch: Batch) -> None:
     """The graph that orders and wavefronts are made from is the reference's."""
     ours, theirs = in_torch(model_of(), 32, 64), load_engine("reference", model_of())
     for b, length in enumerate(batch.lengths.tolist()):
@@ -156,8 +156,8 @@ class Dirty(TorchPredictor):
         if "h_V" in inputs:
             at_nodes = filled["h_V"].transpose(2, 3, 0, 1)
             at_nodes[~inside] = rng.normal(size=at_nodes[~inside].shape)
-        neighbours = filled["E_idx"][:, 0]
-        neighbours[~slot] = rng.integers(inside.size, size=neighbours[~slot].shape)
+        neighbors = filled["E_idx"][:, 0]
+        neighbors[~slot] = rng.integers(inside.size, size=neighbors[~slot].shape)
         assert not slot.all()
         return super().__call__(function, filled)
 
@@ -179,7 +179,7 @@ def test_padding_changes_nothing(length: int) -> None:
 @pytest.mark.parametrize(
     ("name", "defect"),
     [
-        ("neighbours_of", lambda h_V, P: (h_V.squeeze(2) @ P.mT).unsqueeze(2)),
+        ("neighbors_of", lambda h_V, P: (h_V.squeeze(2) @ P.mT).unsqueeze(2)),
         ("gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
         ("SLOT_WEIGHT", 1 / 30),
         ("selection", lambda E_idx: torch.relu(1.01 - (E_idx - E_idx.mT).abs())),
@@ -209,12 +209,12 @@ def test_each_structure_of_a_batch_has_its_bucket() -> None:
     assert engine.predictor.calls == ["encode_64", "encode_16", "encode_64"]
 
 
-def test_more_neighbours_than_a_package_holds_are_refused() -> None:
-    """A batch may bring as many neighbours as the network has, not more."""
+def test_more_neighbors_than_a_package_holds_are_refused() -> None:
+    """A batch may bring as many neighbors as the network has, not more."""
     k = TINY.k_neighbors + 1
     batch = Batch.from_backbones([made_up_backbone(30)], dtype=torch.float64)
     given = dataclasses.replace(batch, E_idx=torch.arange(k).expand(1, 30, k))
-    with pytest.raises(InputError, match=rf"brings {k} neighbours .* built for {k - 1}"):
+    with pytest.raises(InputError, match=rf"brings {k} neighbors .* built for {k - 1}"):
         in_torch(model_of(TINY), 32).encode(given)
 
 

@@ -25,7 +25,7 @@ from mpnn.decoding import (
 
 
 def random_graph(length: int, k: int, seed: int) -> np.ndarray:
-    """Neighbour lists [L, K] of random points, the point itself first."""
+    """Neighbor lists [L, K] of random points, the point itself first."""
     points = np.random.default_rng(seed).normal(size=(length, 3))
     distance = np.linalg.norm(points[:, None] - points, axis=-1)
     return np.argsort(distance, axis=1)[:, :k]
@@ -128,7 +128,7 @@ def test_known_residues_need_no_step() -> None:
 
 
 def test_known_residue_after_a_designed_one_waits() -> None:
-    """A fixed residue that comes after a designed neighbour is computed after it."""
+    """A fixed residue that comes after a designed neighbor is computed after it."""
     E_idx = np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0]])
     rank, designed = np.array([[0, 1, 2]]), np.array([True, False, True])
     step = wavefront(rank, designed, E_idx, np.ones_like(E_idx, bool), np.arange(3))
@@ -136,7 +136,7 @@ def test_known_residue_after_a_designed_one_waits() -> None:
 
 
 def test_coloured_order_takes_fewer_steps_and_keeps_fixed_first() -> None:
-    """Colour classes hold no neighbours, so steps equal colours; fixed residues stay first."""
+    """Color classes hold no neighbors, so steps equal colors; fixed residues stay first."""
     length = 200
     E_idx = random_graph(length, 12, 1)
     designed = np.arange(length) % 4 > 0

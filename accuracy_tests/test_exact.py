@@ -180,7 +180,7 @@ def test_edge_features_in_tiles(batch: Batch) -> None:
 
 @torch.inference_mode()
 def test_search_in_tiles(batch: Batch) -> None:
-    """Neighbours found a few rows at a time are those of the whole distance matrix."""
+    """Neighbors found a few rows at a time are those of the whole distance matrix."""
     found, _ = ragged(batch, threads=2)
     E_idx, D = graph.neighbors(batch.X[:, :, graph.CA], batch.mask, batch.valid, CONFIG.k_neighbors)
     real = graph.gather_nodes(batch.valid, E_idx)[batch.valid]
@@ -196,7 +196,7 @@ def test_ranks_are_the_published_order_mask() -> None:
 
 @torch.inference_mode()
 def test_published_features_are_the_reference_s(batch: Batch) -> None:
-    """Measuring all L × L pairs, as published, gives the same encoding as the K neighbours."""
+    """Measuring all L × L pairs, as published, gives the same encoding as the K neighbors."""
     model = model_of()
     for published, reference in zip(
         published_encode(model, batch), model.encode(batch), strict=True
@@ -303,7 +303,7 @@ def test_samples_do_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_coloured_order_gives_legal_samples(batch: Batch) -> None:
-    """Under the colour-class order too the sequences equal the reference's, in fewer steps."""
+    """Under the color-class order too the sequences equal the reference's, in fewer steps."""
     model = model_of()
     engines = [load_engine(name, model) for name in ("reference", "exact")]
     encodings = [engine.encode(batch) for engine in engines]
@@ -323,7 +323,7 @@ def test_coloured_order_gives_legal_samples(batch: Batch) -> None:
 
 
 def test_coloured_order_refuses_ties() -> None:
-    """Tied residues have no colour of their own, so the order says no."""
+    """Tied residues have no color of their own, so the order says no."""
     batch = Batch.from_backbones(BACKBONES["one chain"])
     with pytest.raises(InputError, match="tied"):
         with_coloured_order(job_of(batch, "tied"), [])
@@ -425,7 +425,7 @@ def test_published_structures(
     backbone = backbone.arranged(chosen)
     batch = Batch.from_backbones([backbone])
     model, _ = load_weights(weights_dir / "v_48_020.pt")
-    # Symmetric complexes have neighbours at equal distances; both engines get the same choice.
+    # Symmetric complexes have neighbors at equal distances; both engines get the same choice.
     E_idx = model.features.neighbors(batch)[0]
     batch = dataclasses.replace(batch, E_idx=E_idx)
     constraints = Constraints.free(backbone.mask)

@@ -1,4 +1,4 @@
-"""Neighbours found on the host by a tree: the same graph, in every engine."""
+"""Neighbors found on the host by a tree: the same graph, in every engine."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def distances(batch: Batch, E_idx: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-def test_same_neighbour_distances(batch: Batch, tree: Nearest) -> None:
-    """Every residue's neighbours are as far away, slot by slot, as those of distances and top-k."""
+def test_same_neighbor_distances(batch: Batch, tree: Nearest) -> None:
+    """Every residue's neighbors are as far away, slot by slot, as those of distances and top-k."""
     found = with_neighbors(batch, CONFIG.k_neighbors, tree).E_idx
     ca = batch.X[:, :, graph.CA]
     E_idx, _ = graph.neighbors(ca, batch.mask, batch.valid, CONFIG.k_neighbors)
@@ -72,7 +72,7 @@ def test_same_neighbour_distances(batch: Batch, tree: Nearest) -> None:
 
 
 @pytest.mark.parametrize("cls", TREES)
-def test_neighbours_within_a_structure(batch: Batch, cls: str) -> None:
+def test_neighbors_within_a_structure(batch: Batch, cls: str) -> None:
     """An engine's graph counts residues within each structure and knows which slots are real."""
     engine = engine_named(cls)
     reference = load_engine("reference", formula_weights(CONFIG))
@@ -115,12 +115,12 @@ def test_the_exact_engine_with_a_tree(name: str) -> None:
 
 
 @pytest.mark.parametrize("engine", cases(HERE))
-def test_every_engine_takes_given_neighbours(engine: str) -> None:
+def test_every_engine_takes_given_neighbors(engine: str) -> None:
     """With a graph of its own in the batch every engine follows the reference there."""
     model = formula_weights(CONFIG)
     proteins = [made_up_backbone(40, seed=1), made_up_backbone(31, seed=2)]
     batch = Batch.from_backbones(proteins)
-    # A sparser graph than the network's own: every second of its neighbours, in another order.
+    # A sparser graph than the network's own: every second of its neighbors, in another order.
     own = graph.neighbors(batch.X[:, :, graph.CA], batch.mask, batch.valid, CONFIG.k_neighbors)[0]
     given = dataclasses.replace(batch, E_idx=own[..., 0:24:2].flip(-1).contiguous())
     S = batch.S.numpy()[:, None]
@@ -140,8 +140,8 @@ def test_every_engine_takes_given_neighbours(engine: str) -> None:
     assert np.abs(ours - theirs).max() < 0.2 * moved
 
 
-def test_given_neighbours_are_kept() -> None:
-    """A batch that brings its neighbours is not searched again."""
+def test_given_neighbors_are_kept() -> None:
+    """A batch that brings its neighbors is not searched again."""
     batch = Batch.from_backbones([made_up_backbone(30)])
     given = dataclasses.replace(batch, E_idx=torch.arange(5).expand(1, 30, 5))
     assert with_neighbors(given, 24, kd_tree) is given
@@ -163,8 +163,8 @@ def test_the_search_alone_is_what_is_timed(cls: str) -> None:
     assert "work" not in about(claim, {})  # none of the network's arithmetic is done
 
 
-def test_a_wrong_neighbour_is_seen() -> None:
-    """One neighbour replaced by the next farther residue fails the check of the step."""
+def test_a_wrong_neighbor_is_seen() -> None:
+    """One neighbor replaced by the next farther residue fails the check of the step."""
     protein = made_up_backbone(60)
     E_idx = engine_named("KDTreeEngine").encode(Batch.from_backbones([protein])).E_idx[0].numpy()
     wrong = E_idx.copy()

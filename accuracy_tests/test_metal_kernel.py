@@ -40,7 +40,7 @@ from mpnn.optimizations.reference import ReferenceEngine  # noqa: E402
 from mpnn.synthetic import made_up_backbone  # noqa: E402
 from mpnn.weights import formula_weights  # noqa: E402
 
-R, TABLE = 3, 7  # residues, rows of what neighbours add
+R, TABLE = 3, 7  # residues, rows of what neighbors add
 SINGLE = 2e-6  # of the largest value
 THREADGROUP_BYTES = 32 * 1024
 
@@ -51,7 +51,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def arguments(C: int, K: int, M: int, product: bool, seed: int = 0) -> dict[str, Any]:
-    """Fields of `Messages`: M rows, of whose neighbours some are masked."""
+    """Fields of `Messages`: M rows, of whose neighbors some are masked."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def on_device(given: dict[str, Any]) -> Messages:
 
 
 def expected(given: dict[str, Any]) -> np.ndarray:
-    """The same in float64, in torch's operations, neighbour by neighbour."""
+    """The same in float64, in torch's operations, neighbor by neighbor."""
     t = {k: torch.from_numpy(v) if v is not None else None for k, v in given.items()}
     x_i, x_j, edges, W2, b2 = (t[k].double() for k in ("x_i", "x_j", "edges", "W2", "b2"))
     M, C = x_i.shape
@@ -145,7 +145,7 @@ MUTANTS = {
     "no barrier after storing": (f"{BARRIER}  // the", "// the", "race"),
     "a thread that leaves": ("float total = 0;", "float total = 0; if (!c) return;",
                              "barrier that some"),
-    "stride of neighbours": ("x_j[uint(where[row * K +", "x_j[uint(where[row * TILE +", WRONG),
+    "stride of neighbors": ("x_j[uint(where[row * K +", "x_j[uint(where[row * TILE +", WRONG),
     "stride of W1": ("W1 + C, W1_COLUMNS", "W1 + C, C", WRONG),
     "first block of W1": ("W1 + C,", "W1,", WRONG),
     "padding of a tile summed": ("t < count; t++)\n      total", "t < TILE; t++)\n      total",

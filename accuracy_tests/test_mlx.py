@@ -81,7 +81,7 @@ def test_a_model_of_another_type_runs_in_float32() -> None:
 
 @torch.inference_mode()
 def test_graph(batch: Batch, model: ProteinMPNN) -> None:
-    """Neighbours, their distances and offset classes are the torch functions'."""
+    """Neighbors, their distances and offset classes are the torch functions'."""
     E_idx, D = model.features.neighbors(batch)
     arrays = engine.structures(batch)
     rows_of_E_idx, D_rows = mlx_graph.neighbors(
@@ -204,8 +204,8 @@ def test_nothing_to_design(kind: str, model: ProteinMPNN, reference: ReferenceEn
     assert_same(job, reference.sample(batch, job), ours, SINGLE)
 
 
-def test_neighbours(batch: Batch, model: ProteinMPNN, reference: ReferenceEngine) -> None:
-    """Neighbours, and where they are real, are the reference's, searched for or given."""
+def test_neighbors(batch: Batch, model: ProteinMPNN, reference: ReferenceEngine) -> None:
+    """Neighbors, and where they are real, are the reference's, searched for or given."""
     subject = EagerMLXEngine(model)
     given = dataclasses.replace(batch, E_idx=model.features.neighbors(batch)[0])
     for b, length in enumerate(batch.lengths.tolist()):

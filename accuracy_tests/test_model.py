@@ -98,7 +98,7 @@ def test_a_residue_sees_earlier_letters_only(model: ProteinMPNN) -> None:
 
 
 @torch.inference_mode()
-def test_neighbours_found_elsewhere_give_the_same(model: ProteinMPNN) -> None:
+def test_neighbors_found_elsewhere_give_the_same(model: ProteinMPNN) -> None:
     """A batch that brings its E_idx, in any order of slots, gives the same values."""
     batch = batch_of(made_up_backbone(45))
     E_idx = model.features(batch)[1].flip(-1)

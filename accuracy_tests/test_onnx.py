@@ -126,16 +126,16 @@ def one_operation(name: str, kind: int) -> bytes:
     graph = onnx.helper.make_graph([node], name, [value("x", kind, [1])], [value("y", kind, [1])])
     opset = onnx.helper.make_opsetid("", 20)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
-    serialised: bytes = model.SerializeToString()
-    return serialised
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
-def test_more_neighbours_than_the_graphs_hold_are_refused() -> None:
-    """A batch may bring as many neighbours as the network has, not more."""
+def test_more_neighbors_than_the_graphs_hold_are_refused() -> None:
+    """A batch may bring as many neighbors as the network has, not more."""
     k = CONFIG.k_neighbors + 1
     batch = Batch.from_backbones([made_up_backbone(40)])
     given = dataclasses.replace(batch, E_idx=torch.arange(k).expand(1, 40, k))
-    with pytest.raises(InputError, match=rf"brings {k} neighbours .* built for {k - 1}"):
+    with pytest.raises(InputError, match=rf"brings {k} neighbors .* built for {k - 1}"):
         engine().encode(given)
 
 

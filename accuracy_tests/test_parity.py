@@ -67,8 +67,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @torch.inference_mode()
-def test_features_and_neighbours(case: Case) -> None:
-    """Neighbours are the published ones up to equal distances, and so are their edge vectors."""
+def test_features_and_neighbors(case: Case) -> None:
+    """Neighbors are the published ones up to equal distances, and so are their edge vectors."""
     E, E_idx = case.model.features(case.batch)
     published = torch.from_numpy(case.expected["E_idx"].astype(np.int64))[None]
     ca = case.batch.X[:, :, graph.CA]
@@ -78,7 +78,7 @@ def test_features_and_neighbours(case: Case) -> None:
     )
     difference = (pair.gather(-1, E_idx) - pair.gather(-1, published)).abs()[0]
     assert difference[case.mask].max() < TOLERANCE
-    first4 = published[0, :, :4, None] == E_idx[0, :, None]  # [L, 4, K] the same neighbour
+    first4 = published[0, :, :4, None] == E_idx[0, :, None]  # [L, 4, K] the same neighbor
     assert first4.any(-1)[case.mask].all()
     slot = first4.float().argmax(-1)
     same = E[0].gather(1, slot[..., None].expand(-1, -1, E.shape[-1]))

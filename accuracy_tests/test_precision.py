@@ -164,8 +164,8 @@ def test_results_are_float32(name: str) -> None:
 
 
 @each_engine
-def test_neighbours_are_found_in_float32(name: str) -> None:
-    """Far from the origin, where half types see steps of Å, neighbours are the reference's."""
+def test_neighbors_are_found_in_float32(name: str) -> None:
+    """Far from the origin, where half types see steps of Å, neighbors are the reference's."""
     model = formula_weights(CONFIG)
     batch, _ = two_proteins()
     far = dataclasses.replace(batch, X=batch.X + 300 * batch.mask[..., None, None])
@@ -207,7 +207,7 @@ def test_the_published_runtime_error(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("dtype", "step"), [(torch.float16, 0.0625), (torch.bfloat16, 0.5)])
 def test_coordinates_in_half_types_are_no_way_out(dtype: torch.dtype, step: float) -> None:
-    """100 Å from the origin a half type's steps are this large, and residues change neighbours."""
+    """100 Å from the origin a half type's steps are this large, and residues change neighbors."""
     ca = Batch.from_backbones([made_up_backbone(150)]).X[:, :, graph.CA] + 100
     assert torch.nextafter(ca.new_tensor(100).to(dtype), ca.new_tensor(128).to(dtype)) - 100 == step
     valid = torch.ones(ca.shape[:2], dtype=torch.bool)

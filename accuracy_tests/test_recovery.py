@@ -258,7 +258,7 @@ def test_ts50_row_of_the_published_weights_is_reproduced():
 
 @pytest.mark.parametrize("name", shipped())
 def test_card_says_where_weights_come_from_and_how_good_they_are(name):
-    """A shipped checkpoint's card names data, teacher, licence, residues seen and figures."""
+    """A shipped checkpoint's card names data, teacher, license, residues seen and figures."""
     model, card = load_weights(name)
     assert card["training"]["architecture"] == name
     assert model.config == ARCHITECTURES[name]

@@ -124,7 +124,7 @@ def test_rotation_and_translation_change_nothing(model):
 
 
 def far_apart(length=30):
-    """Two chains 500 Å from each other: no neighbour list reaches across."""
+    """Two chains 500 Å from each other: no neighbor list reaches across."""
     batch = Batch.from_backbones([made_up_backbone(2 * length, 2)], dtype=torch.float64)
     X = batch.X.clone()
     X[:, length:] += 500.0
@@ -132,7 +132,7 @@ def far_apart(length=30):
 
 
 def bent(batch, residue):
-    """The same structure with one oxygen moved: it changes few edges but no neighbour list."""
+    """The same structure with one oxygen moved: it changes few edges but no neighbor list."""
     X = batch.X.clone()
     X[0, residue, graph.O] += 0.5
     return dataclasses.replace(batch, X=X)
@@ -150,7 +150,7 @@ def test_residues_hear_their_whole_chain_and_no_other(model, moved, chain):
 
 
 def test_incomplete_residues_are_passed_over(model):
-    """Residues without all atoms neither speak nor hear; they get normalised probabilities."""
+    """Residues without all atoms neither speak nor hear; they get normalized probabilities."""
     backbone = made_up_backbone(40)
     whole = Batch.from_backbones([backbone], dtype=torch.float64)
     backbone.mask[[0, 11, 12, 39]] = False
@@ -260,10 +260,10 @@ def test_engines_of_another_kind_of_network_are_refused(tmp_path, config, engine
 def test_checkpoint_reads_back(tmp_path):
     """Kind, sizes and weights come back; the engine follows from the kind."""
     made = formula_weights(CONFIG)
-    save_checkpoint(tmp_path / "s.safetensors", made, {"licence": "MIT"})
+    save_checkpoint(tmp_path / "s.safetensors", made, {"license": "MIT"})
     found, card = load_checkpoint(tmp_path / "s.safetensors")
     assert found.config == CONFIG
-    assert card == {"licence": "MIT"}
+    assert card == {"license": "MIT"}
     assert all(torch.equal(found.state_dict()[k], v) for k, v in made.state_dict().items())
     assert load(tmp_path / "s.safetensors").config == CONFIG
 

@@ -12,7 +12,7 @@ from mpnn.errors import InputError
 from mpnn.synthetic import FREQUENCIES, made_up_backbone
 
 SIZES = [(1, 1), (2, 2), (3, 1), (20, 1), (27, 3), (150, 1), (400, 2), (600, 1)]
-NEIGHBOURS = (8, 16, 30, 48)
+NEIGHBORS = (8, 16, 30, 48)
 
 
 def distances(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -46,9 +46,9 @@ def radius(ca: NDArray[np.float64]) -> float:
     return float(spread / (2.2 * len(ca) ** 0.38))
 
 
-def neighbour_table(chains: list[NDArray[np.float64]]) -> tuple[np.ndarray, np.ndarray]:
-    """Distances to the 8th, 16th, 30th and 48th neighbour [R, 4], and each chain's radius."""
-    columns = [k - 1 for k in NEIGHBOURS]
+def neighbor_table(chains: list[NDArray[np.float64]]) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the 8th, 16th, 30th and 48th neighbor [R, 4], and each chain's radius."""
+    columns = [k - 1 for k in NEIGHBORS]
     rows = [np.sort(distances(ca, ca), axis=1)[:, columns] for ca in chains]
     return np.concatenate(rows), np.array([radius(ca) for ca in chains])
 
@@ -128,7 +128,7 @@ def test_no_clashes(length, chains):
     assert between[far].min(initial=9) > 2.59
 
 
-def test_bonded_neighbours_do_not_tie():
+def test_bonded_neighbors_do_not_tie():
     """The two CA atoms bonded to a residue's own lie at different distances, by 1e-3 Å mostly."""
     CA = made_up_backbone(200).coords[:, 1].astype(np.float64)
     difference = np.abs(np.diff(np.linalg.norm(np.diff(CA, axis=0), axis=-1)))
@@ -148,9 +148,9 @@ def test_every_chain_touches_another(seed):
 
 
 def test_compact_and_dense():
-    """Chains are as compact as globular proteins, with their 48 neighbours within 15 to 18 Å."""
+    """Chains are as compact as globular proteins, with their 48 neighbors within 15 to 18 Å."""
     chains = [made_up_backbone(200, 1, seed).coords[:, 1] for seed in range(6)]
-    table, radii = neighbour_table(chains)
+    table, radii = neighbor_table(chains)
     assert 0.95 < radii.mean() < 1.2
     assert 15 < table[:, 3].mean() < 18
 
@@ -167,13 +167,13 @@ def test_letters_at_natural_frequencies():
 
 @pytest.mark.data
 def test_as_dense_as_real_chains(data_dir):
-    """Distances to the k-th neighbour agree with real chains of the same lengths within 10 % at the
+    """Distances to the k-th neighbor agree with real chains of the same lengths within 10 % at the
     mean and the 10th, 50th and 90th percentile, and so does the mean radius.
     """
     chains = ChainSet(data_dir / "validation.npz")
     real = [chains[i].coords[:, 1].astype(float) for i in range(0, len(chains), 3)]
     made = [made_up_backbone(len(ca), 1, i).coords[:, 1].astype(float) for i, ca in enumerate(real)]
-    (real_table, real_radius), (made_table, made_radius) = map(neighbour_table, (real, made))
+    (real_table, real_radius), (made_table, made_radius) = map(neighbor_table, (real, made))
     np.testing.assert_allclose(made_table.mean(0), real_table.mean(0), rtol=0.1)
     for percent in (10, 50, 90):
         real_distance, made_distance = (

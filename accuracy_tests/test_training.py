@@ -251,7 +251,7 @@ def test_noise_has_the_stated_size(chains):
 
 @given(number=st.integers(0, 10**6), shown=st.floats(0.01, 1), k=st.integers(1, 60))
 @settings(max_examples=30)
-def test_neighbours_shown_are_some_of_the_nearest(chain_file, number, shown, k):
+def test_neighbors_shown_are_some_of_the_nearest(chain_file, number, shown, k):
     """A share of the k nearest, the residue itself first, weighing together as much as all."""
     crop = draw(TrainingChains(chain_file), DrawConfig(max_length=40), number)
     whole = RaggedBatch.from_crops([crop], k)
@@ -268,7 +268,7 @@ def test_neighbours_shown_are_some_of_the_nearest(chain_file, number, shown, k):
     assert np.array_equal(np.clip(offsets + 32, 0, 64), part.offset_class.numpy())
 
 
-def test_every_draw_shows_other_neighbours(chain_file):
+def test_every_draw_shows_other_neighbors(chain_file):
     """What is shown depends on the draw alone, and another draw of a chain shows others."""
     chains, config = TrainingChains(chain_file), DrawConfig(rounds=1)
 
@@ -290,7 +290,7 @@ def test_incomplete_residues_are_left_out_but_counted(chains):
 
 
 def test_a_crop_is_the_residues_nearest_to_one_of_them(chains):
-    """No residue left out is nearer to the crop's centre than one taken, for some centre."""
+    """No residue left out is nearer to the crop's center than one taken, for some center."""
     crop = draw(chains, DrawConfig(noise=0.0, max_length=20), 2)
     ca = Residues.of(chains[crop.chain]).coords[:, 1]
     distance = np.linalg.norm(ca[:, None] - ca[None], axis=-1)
@@ -384,7 +384,7 @@ class StopRun(Exception):  # noqa: N818 – no error
     "taught",
     [
         *("not at all", "by kept answers", "by kept answers, some letters replaced"),
-        *("by answers of its own", "by hidden vectors", "by half of its neighbours"),
+        *("by answers of its own", "by hidden vectors", "by half of its neighbors"),
     ],
 )
 def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught, monkeypatch):
@@ -396,7 +396,7 @@ def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught, monkey
             config = dataclasses.replace(config, mutations=0.3, teacher_sees="native")
     elif taught == "by answers of its own":
         config = dataclasses.replace(config, teacher=teacher_file, mutations=0.3)
-    elif taught == "by half of its neighbours":
+    elif taught == "by half of its neighbors":
         config = dataclasses.replace(config, neighbors_shown=0.5)
     elif taught == "by hidden vectors":
         monkeypatch.setitem(ARCHITECTURES, "tiny", dataclasses.replace(TINY, hidden_dim=8))
@@ -417,7 +417,7 @@ def test_resumed_run_is_bit_equal(config, tmp_path, teacher_file, taught, monkey
 
 @pytest.fixture
 def classmates(config, tmp_path, teacher_file, monkeypatch):
-    """Runs of three students of one teacher: alike, narrower with fewer neighbours, one-shot."""
+    """Runs of three students of one teacher: alike, narrower with fewer neighbors, one-shot."""
     others = {
         "tiny": TINY,
         "narrow": ModelConfig(1, 1, 8, 9),
@@ -752,7 +752,7 @@ def test_written_weights_are_the_trained_ones_with_a_card(config):
 def test_the_curve_is_the_networks_perplexity_on_whole_chains(config, chains, chain_file):
     """Its last point is what the reference network says of the native letters in fixed orders.
 
-    It sees all neighbours there, however many training shows.
+    It sees all neighbors there, however many training shows.
     """
     seen = []
     kept = dataclasses.replace(
@@ -1050,7 +1050,7 @@ def hidden_error(student, teacher, crops):
 
 
 def test_equal_networks_have_equal_hidden_vectors(chains):
-    """A network misses nothing of itself, on padded neighbours too; another misses something."""
+    """A network misses nothing of itself, on padded neighbors too; another misses something."""
     crops = [draw(chains, DrawConfig(max_length=length), length) for length in (9, 30)]
     config = ModelConfig(2, 2, 16, 12)
     teacher = formula_weights(config)
@@ -1075,8 +1075,8 @@ def test_a_student_that_knows_the_mean_misses_all_of_the_variance(chains):
     assert float(match.error(mask)) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("k", [5, 20], ids=["fewer-neighbours", "more-neighbours"])
-def test_edges_are_compared_with_those_of_the_same_neighbours(chains, k):
+@pytest.mark.parametrize("k", [5, 20], ids=["fewer-neighbors", "more-neighbors"])
+def test_edges_are_compared_with_those_of_the_same_neighbors(chains, k):
     """Edges of the encoder's first layer, of the same weights, agree where both have them."""
     crops = [draw(chains, DrawConfig(max_length=30), 3)]
     teacher, student = (formula_weights(ModelConfig(1, 1, 16, n)) for n in (12, k))
@@ -1216,7 +1216,7 @@ def test_hidden_vectors_are_those_of_the_letters_that_the_student_sees(config, t
 
 
 def test_edges_that_are_not_there_do_not_count(chains):
-    """Whatever stands at padded neighbours, of student or teacher, the error is the same."""
+    """Whatever stands at padded neighbors, of student or teacher, the error is the same."""
     crops = [draw(chains, DrawConfig(max_length=9), 0)]
     torch.manual_seed(0)
     student, teacher = ProteinMPNN(TINY), formula_weights(TINY)
@@ -1236,7 +1236,7 @@ def test_edges_that_are_not_there_do_not_count(chains):
 
 @pytest.mark.parametrize("shape", [(3, 5), (16, 16), (64, 16)])
 def test_updates_are_made_orthogonal(shape):
-    """Singular vectors stay, singular values come near 1, and no matrix minds its neighbours."""
+    """Singular vectors stay, singular values come near 1, and no matrix minds its neighbors."""
     noise = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     U, _, V = torch.linalg.svd(noise, full_matrices=False)
     G = U * torch.linspace(1, 5, min(shape)) @ V

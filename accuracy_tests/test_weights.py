@@ -71,7 +71,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_checkpoint_reads_back(tmp_path: Path, name: str) -> None:
     """A checkpoint gives back configuration, weights and card; writing it again, the same bytes."""
     model, path = formula_weights(ARCHITECTURES[name]), tmp_path / "made.safetensors"
-    card = {"licence": "MIT", "noise": 0.1, "Å": [1]}
+    card = {"license": "MIT", "noise": 0.1, "Å": [1]}
     save_checkpoint(path, model, card)
     found, found_card = load_checkpoint(path)
     assert_same(found, model)
@@ -194,9 +194,9 @@ def replaced(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (replaced("W_out.bias", torch.full((21,), torch.nan)), "W_out.bias holds NaN"),
         (replaced("W_e.bias", torch.tensor(1.0)), "not the tensors of a ProteinMPNN"),
         (replaced("W_e.bias", torch.zeros(0)), "not the tensors of a ProteinMPNN"),
-        (lambda content: content.update(num_edges="48"), "neighbours is '48'"),
-        (lambda content: content.update(num_edges=0), "neighbours is 0"),
-        (lambda content: content.pop("num_edges"), "neighbours is None"),
+        (lambda content: content.update(num_edges="48"), "neighbors is '48'"),
+        (lambda content: content.update(num_edges=0), "neighbors is 0"),
+        (lambda content: content.pop("num_edges"), "neighbors is None"),
         (lambda content: content.pop("model_state_dict"), "no model_state_dict"),
     ],
 )

@@ -18,7 +18,7 @@ class Batch:
     """B structures padded to L residues.
 
     `mask` and `valid` differ: a masked residue belongs to the structure but lacks atoms and, as in
-    the published network, still takes part as a decoder neighbour; padding takes part in nothing.
+    the published network, still takes part as a decoder neighbor; padding takes part in nothing.
     """
 
     X: Tensor  # [B, L, 4, 3] N, CA, C, O in Å; zeros where mask is 0
@@ -27,7 +27,7 @@ class Batch:
     chain_encoding: Tensor  # [B, L] int64, 1, 2, … per chain
     S: Tensor  # [B, L] int64, native letters
     valid: Tensor  # [B, L] bool, False for padding
-    E_idx: Tensor | None = None  # [B, L, K] int64, neighbours found elsewhere (k-NN on the CPU)
+    E_idx: Tensor | None = None  # [B, L, K] int64, neighbors found elsewhere (k-NN on the CPU)
 
     @classmethod
     def from_backbones(

@@ -90,7 +90,7 @@ def train(config: str, changes: Settings = None) -> None:
     with _user_errors():
         from mpnn.training import job
 
-        job.train([config], changes or [], distil=False)
+        job.train([config], changes or [], distill=False)
 
 
 @app.command()
@@ -104,7 +104,7 @@ def distill(
     with _user_errors():
         from mpnn.training import job
 
-        job.train(configs, changes or [], distil=True)
+        job.train(configs, changes or [], distill=True)
 
 
 @app.command()

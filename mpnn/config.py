@@ -23,7 +23,7 @@ class ModelConfig:
     num_encoder_layers: int = 3
     num_decoder_layers: int = 3
     hidden_dim: int = 128  # C, width of node and edge vectors
-    k_neighbors: int = 48  # k; K = min(k, L) neighbours are used
+    k_neighbors: int = 48  # k; K = min(k, L) neighbors are used
     autoregressive: bool = True  # False: trained to see no letters, so all are drawn in one pass
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class SSMConfig:
     hidden_dim: int = 128  # C, width of node and edge vectors; inside a layer it is 2·C
     num_heads: int = 8  # H, parts of the inner width that share a decay
     state_dim: int = 16  # n, numbers that each inner channel remembers
-    k_neighbors: int = 48  # k; neighbours whose edges are pooled once
+    k_neighbors: int = 48  # k; neighbors whose edges are pooled once
     autoregressive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ The noise is part of the interface. Every number a sample needs comes from the c
 generator Philox keyed by (seed, sample), at a counter given by the residue. So one draw depends on
 (seed, sample, residue) alone: not on the engine, the batch, the device or how a job was split.
 
-Visibility is expressed by ranks: neighbour j is visible to residue i where rank_j < rank_i. Tied
+Visibility is expressed by ranks: neighbor j is visible to residue i where rank_j < rank_i. Tied
 residues share a rank, and see nothing of one another.
 """
 
@@ -23,7 +23,7 @@ from mpnn.config import NUM_LETTERS, UNKNOWN
 from mpnn.errors import InputError
 
 Order = Literal["random", "coloured"]
-"""Distributions over decoding orders: the published one, and colour classes (`coloured`)."""
+"""Distributions over decoding orders: the published one, and color classes (`coloured`)."""
 
 FIXED_WEIGHT = 1e-4  # (chain_M + 0.0001)·|r|: fixed residues come first in practice
 OMITTED = -1e8  # added to the logits of letters that must not be drawn
@@ -246,7 +246,7 @@ def wavefront(
 ) -> IntArray:
     """Step at which each residue can be decoded; residues of one step wait for nobody in it.
 
-    A residue waits for the earlier ones among its K neighbours only. Residues whose letter is
+    A residue waits for the earlier ones among its K neighbors only. Residues whose letter is
     known and that come before every designed one wait for nothing: they are step 0, and the
     designed ones begin with step 1.
 
@@ -254,7 +254,7 @@ def wavefront(
         rank: [N, L].
         designed: [L].
         E_idx: [L, K].
-        blocks: [L, K], False where the neighbour is padding.
+        blocks: [L, K], False where the neighbor is padding.
         tie_group: [L]; the members of a group are decoded together.
 
     Returns:
@@ -281,10 +281,10 @@ def wavefront(
 def coloured(
     rank: IntArray, designed: NDArray[np.bool_], E_idx: IntArray, blocks: NDArray[np.bool_]
 ) -> IntArray:
-    """Colour-class order: another legal order, with as many steps as there are colours.
+    """Color-class order: another legal order, with as many steps as there are colors.
 
-    Designed residues take, in the order of their ranks, the smallest colour that none of their
-    neighbours has (j is a neighbour of i where either lists the other); then colours are decoded
+    Designed residues take, in the order of their ranks, the smallest color that none of their
+    neighbors has (j is a neighbor of i where either lists the other); then colors are decoded
     one after another. Any order is a legal one for the network, but this is another distribution
     over orders than the published one, so it has a name of its own and its recovery is measured.
 
@@ -292,36 +292,36 @@ def coloured(
         rank: [N, L], all different.
         designed: [L]; the others stay in front in their order.
         E_idx: [L, K].
-        blocks: [L, K], False where the neighbour is padding.
+        blocks: [L, K], False where the neighbor is padding.
 
     Returns:
         [N, L] ranks.
     """
     N, L = rank.shape
-    neighbours = _symmetric(E_idx, blocks)  # [L, M], filled up with L
-    colour = np.full((N, L + 1), -1)
+    neighbors = _symmetric(E_idx, blocks)  # [L, M], filled up with L
+    color = np.full((N, L + 1), -1)
     row = np.arange(N)[:, None]
     for i in np.argsort(rank, axis=1).T:  # [N]
-        taken = np.zeros((N, neighbours.shape[1] + 2), bool)
-        taken[row, colour[row, neighbours[i]]] = True  # −1, no colour, is the last column
+        taken = np.zeros((N, neighbors.shape[1] + 2), bool)
+        taken[row, color[row, neighbors[i]]] = True  # −1, no color, is the last column
         taken[:, -1] = False
-        colour[row[:, 0], i] = np.where(designed[i], taken.argmin(1), -1)
-    colour = colour[:, :L]
-    order = np.lexsort((rank, colour), axis=1)
+        color[row[:, 0], i] = np.where(designed[i], taken.argmin(1), -1)
+    color = color[:, :L]
+    order = np.lexsort((rank, color), axis=1)
     result = np.empty_like(rank)
     result[row, order] = np.arange(L)
     return result
 
 
 def with_coloured_order(job: Job, graphs: Sequence[tuple[IntArray, NDArray[np.bool_]]]) -> Job:
-    """The same job under the colour-class order (`coloured`).
+    """The same job under the color-class order (`coloured`).
 
     Args:
         job: without ties.
         graphs: for each structure, what `Engine.neighbors` says of it.
 
     Raises:
-        InputError: residues are tied; a group would need one colour for all its members.
+        InputError: residues are tied; a group would need one color for all its members.
     """
     if job.tied:
         raise InputError("the coloured order takes no tied residues; use the random order")
@@ -333,14 +333,14 @@ def with_coloured_order(job: Job, graphs: Sequence[tuple[IntArray, NDArray[np.bo
 
 
 def _symmetric(E_idx: IntArray, blocks: NDArray[np.bool_]) -> IntArray:
-    """Neighbours in either direction, [L, M], short rows filled up with L."""
+    """Neighbors in either direction, [L, M], short rows filled up with L."""
     L = len(E_idx)
     i, j = np.nonzero(blocks)[0], E_idx[blocks]
     i, j = np.divmod(np.unique(np.concatenate([i * L + j, j * L + i])), L)
     count = np.bincount(i, minlength=L)
-    neighbours = np.full((L, int(count.max())), L)
-    neighbours[i, np.arange(len(i)) - (np.cumsum(count) - count)[i]] = j
-    return neighbours
+    neighbors = np.full((L, int(count.max())), L)
+    neighbors[i, np.arange(len(i)) - (np.cumsum(count) - count)[i]] = j
+    return neighbors
 
 
 def _members(tie_group: IntArray) -> IntArray:

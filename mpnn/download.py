@@ -24,7 +24,7 @@ SOURCE = (
     "https://raw.githubusercontent.com/dauparas/ProteinMPNN/"
     "8907e6671bfbfc92303b5f79c4b5e6ce47cdef57"
 )
-"""The public repository at the commit whose blob ids are below (MIT licence)."""
+"""The public repository at the commit whose blob ids are below (MIT license)."""
 
 CHUNK = 1 << 16  # bytes
 TIMEOUT = 30.0  # seconds without a byte

@@ -1,6 +1,6 @@
-"""The protein as a graph: pure functions from coordinates to neighbours and edge features.
+"""The protein as a graph: pure functions from coordinates to neighbors and edge features.
 
-Shapes: B structures, L residues, K neighbours, C channels. Distances are in Å and are computed in
+Shapes: B structures, L residues, K neighbors, C channels. Distances are in Å and are computed in
 the type of the coordinates; callers in half precision keep coordinates in float32.
 Source: Dauparas et al., Science 378:49–56 (2022); Ingraham et al., NeurIPS 2019.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 N, CA, C, O, CB = range(5)  # noqa: E741 – atom names of the backbone
-ATOM_PAIRS = (  # first atom on residue i, second on its neighbour j, in the order of the weights
+ATOM_PAIRS = (  # first atom on residue i, second on its neighbor j, in the order of the weights
     (CA, CA), (N, N), (C, C), (O, O), (CB, CB),
     (CA, N), (CA, C), (CA, O), (CA, CB),
     (N, C), (N, O), (N, CB), (CB, C), (CB, O), (O, C),
@@ -20,7 +20,7 @@ ATOM_PAIRS = (  # first atom on residue i, second on its neighbour j, in the ord
 )  # fmt: skip
 
 NUM_RBF = 16
-RBF_MIN, RBF_MAX = 2.0, 22.0  # Å, centres evenly spaced, both ends included
+RBF_MIN, RBF_MAX = 2.0, 22.0  # Å, centers evenly spaced, both ends included
 RBF_SIGMA = (RBF_MAX - RBF_MIN) / NUM_RBF
 MAX_OFFSET = 32  # residue offsets are clipped to ±32
 NUM_OFFSETS = 2 * MAX_OFFSET + 2  # 65 offsets on the same chain and one class for other chains
@@ -29,7 +29,7 @@ DISTANCE_EPS = 1e-6  # Å², inside every square root
 
 
 def gather_nodes(h: Tensor, E_idx: Tensor) -> Tensor:
-    """Node vectors of the neighbours: h [B, L, ...], E_idx [B, L, K] -> [B, L, K, ...]."""
+    """Node vectors of the neighbors: h [B, L, ...], E_idx [B, L, K] -> [B, L, K, ...]."""
     batch = torch.arange(h.shape[0], device=h.device)[:, None, None]
     return h[batch, E_idx]
 
@@ -57,13 +57,13 @@ def neighbors(ca: Tensor, mask: Tensor, valid: Tensor, k: int) -> tuple[Tensor, 
         ca: [B, L, 3] Å.
         mask: [B, L], 1 where all atoms are present.
         valid: [B, L] bool, False for padding.
-        k: neighbours wanted.
+        k: neighbors wanted.
 
     Returns:
         E_idx [B, L, K] int64, closest first, and their distances [B, L, K]. A pair with a masked
         member has the row's largest distance among unmasked pairs. Such pairs come after all
         others, in the order of the residues, and padding after everything, so that which of them
-        are neighbours depends neither on the batch nor on how a library breaks ties.
+        are neighbors depends neither on the batch nor on how a library breaks ties.
     """
     pair_mask = mask[:, :, None] * mask[:, None, :]
     D = row_adjusted(distance(ca[:, :, None], ca[:, None, :]), pair_mask)
@@ -88,14 +88,14 @@ def behind(pair_mask: Tensor) -> Tensor:
     return (1 - pair_mask) * position
 
 
-def rbf_centres(like: Tensor) -> Tensor:
-    """Centres of the radial basis functions [16] in Å, on the device and in the type of `like`."""
+def rbf_centers(like: Tensor) -> Tensor:
+    """Centers of the radial basis functions [16] in Å, on the device and in the type of `like`."""
     return torch.linspace(RBF_MIN, RBF_MAX, NUM_RBF, dtype=like.dtype, device=like.device)
 
 
 def rbf(D: Tensor) -> Tensor:
     """16 Gaussians of a distance in Å: [...] -> [..., 16]."""
-    return (-(((D[..., None] - rbf_centres(D)) / RBF_SIGMA) ** 2)).exp()
+    return (-(((D[..., None] - rbf_centers(D)) / RBF_SIGMA) ** 2)).exp()
 
 
 def atom_pair_distances(X: Tensor, E_idx: Tensor, D_neighbors: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def atom_pair_distances(X: Tensor, E_idx: Tensor, D_neighbors: Tensor) -> Tensor
     Args:
         X: [B, L, 4, 3] Å.
         E_idx: [B, L, K].
-        D_neighbors: [B, L, K], used for the pair CA–CA as the neighbour search left it.
+        D_neighbors: [B, L, K], used for the pair CA–CA as the neighbor search left it.
 
     Returns:
         [B, L, K, 25] Å.
@@ -117,7 +117,7 @@ def atom_pair_distances(X: Tensor, E_idx: Tensor, D_neighbors: Tensor) -> Tensor
 
 
 def relative_positions(residue_idx: Tensor, chain_encoding: Tensor, E_idx: Tensor) -> Tensor:
-    """Class of the offset between residue and neighbour, 0…65: [B, L, K] int64."""
+    """Class of the offset between residue and neighbor, 0…65: [B, L, K] int64."""
     offset = residue_idx[:, :, None] - gather_nodes(residue_idx, E_idx)
     same_chain = chain_encoding[:, :, None] == gather_nodes(chain_encoding, E_idx)
     clipped = (offset + MAX_OFFSET).clamp(0, 2 * MAX_OFFSET)
@@ -125,5 +125,5 @@ def relative_positions(residue_idx: Tensor, chain_encoding: Tensor, E_idx: Tenso
 
 
 def visible(rank: Tensor, E_idx: Tensor) -> Tensor:
-    """True where the neighbour is decoded before the residue: [B, L], [B, L, K] -> [B, L, K]."""
+    """True where the neighbor is decoded before the residue: [B, L], [B, L, K] -> [B, L, K]."""
     return gather_nodes(rank, E_idx) < rank[:, :, None]

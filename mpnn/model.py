@@ -1,7 +1,7 @@
 """The reference ProteinMPNN: one readable network, no options, equal to the published one.
 
 Parameter names are those of the published checkpoints, so their files load as they are.
-Shapes: B structures, L residues, K neighbours, C hidden, V = 21 letters.
+Shapes: B structures, L residues, K neighbors, C hidden, V = 21 letters.
 Source: Dauparas et al., Science 378:49–56 (2022), code at github.com/dauparas/ProteinMPNN 8907e66.
 """
 
@@ -17,7 +17,7 @@ from mpnn import graph
 from mpnn.batch import Batch
 from mpnn.config import NUM_LETTERS, ModelConfig
 
-MESSAGE_SCALE = 30.0  # sums over neighbours are divided by this, whatever K is
+MESSAGE_SCALE = 30.0  # sums over neighbors are divided by this, whatever K is
 FEED_FORWARD = 4  # inner width of the feed-forward block in units of C
 EDGE_INPUT = graph.NUM_POSITIONAL + len(graph.ATOM_PAIRS) * graph.NUM_RBF  # 416
 
@@ -47,7 +47,7 @@ class ProteinFeatures(nn.Module):
         self.norm_edges = nn.LayerNorm(config.hidden_dim)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Edge vectors after the LayerNorm [B, L, K, C] and neighbours E_idx [B, L, K]."""
+        """Edge vectors after the LayerNorm [B, L, K, C] and neighbors E_idx [B, L, K]."""
         E_idx, D = self.neighbors(batch)
         offsets = graph.relative_positions(batch.residue_idx, batch.chain_encoding, E_idx)
         radial = graph.rbf(graph.atom_pair_distances(batch.X, E_idx, D))  # [B, L, K, 25, 16]
@@ -55,7 +55,7 @@ class ProteinFeatures(nn.Module):
         return self.norm_edges(self.edge_embedding(E)), E_idx
 
     def neighbors(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Neighbours and their distances: searched for here, or those that the batch brings."""
+        """Neighbors and their distances: searched for here, or those that the batch brings."""
         ca = batch.X[:, :, graph.CA]
         if batch.E_idx is None:
             return graph.neighbors(ca, batch.mask, batch.valid, self.k)
@@ -165,7 +165,7 @@ class ProteinMPNN(nn.Module):
 
         Returns:
             h_V [B, L, C], h_E [B, L, K, C], E_idx [B, L, K] int64 and neighbor_mask [B, L, K],
-            which is 0 where the neighbour is padding.
+            which is 0 where the neighbor is padding.
         """
         E, E_idx = self.features(batch)
         h_E = self.W_e(E)

@@ -1,6 +1,6 @@
 """How good a network is at designing: recovery, perplexity, agreement, divergence, intervals.
 
-Measures of one protein are pure functions on arrays; a set of proteins is summarised as the mean
+Measures of one protein are pure functions on arrays; a set of proteins is summarized as the mean
 over proteins with a bootstrap interval over proteins, two networks on the same proteins and noise
 by the interval of the paired difference. Shapes: P proteins, N samples, L residues, V = 21 letters.
 `counted` [L] marks the residues that count: complete ones of known letter.

@@ -1,12 +1,12 @@
 """A network without messages: selective state-space layers along the chain, in both directions.
 
-Geometry enters once: the edge vectors of ProteinMPNN, pooled over each residue's K neighbours.
+Geometry enters once: the edge vectors of ProteinMPNN, pooled over each residue's K neighbors.
 From then on residues hear of one another along their chain alone, through a state that decays by a
-factor that depends on the residue, so that a layer costs the same however many neighbours there
+factor that depends on the residue, so that a layer costs the same however many neighbors there
 are. Letters never enter: every residue's distribution is p(s_i | X), and one pass serves all draws.
 
 Residues of all structures lie end to end without padding, incomplete ones left out, as in training.
-Shapes: R residues, K neighbours, C hidden, D = 2·C inner in H heads of P, n state, V = 21 letters.
+Shapes: R residues, K neighbors, C hidden, D = 2·C inner in H heads of P, n state, V = 21 letters.
 Source: Gu and Dao, arXiv:2312.00752 (selection, gate); Dao and Gu, arXiv:2405.21060 (one decay for
 each head, chunks as matrix products).
 """

@@ -259,7 +259,7 @@ def _conformers(
     atoms = [a for a in atoms if all(abs(x) <= MAX_COORDINATE for x in a.pos.tolist())]
     labels = dict.fromkeys(atom.altloc for atom in atoms if atom.altloc != "\0")
     for label in labels or ["\0"]:
-        # Atoms without a label belong to every conformer; a labelled one comes last and wins.
+        # Atoms without a label belong to every conformer; a labeled one comes last and wins.
         chosen = {
             a.name: a
             for a in sorted(atoms, key=lambda a: a.altloc == label)

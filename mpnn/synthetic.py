@@ -5,7 +5,7 @@ hairpin, with ideal bond lengths and angles. Of some hundred fragments drawn at 
 fits without a clash and touches most residues is kept, so chains come out as compact and as dense
 as real ones; where none fits, the last residues are taken back.
 
-CA–CA distance in Å from a residue to its k-th neighbour (itself the first), over the residues of
+CA–CA distance in Å from a residue to its k-th neighbor (itself the first), over the residues of
 150 real chains of different families, 60 to 400 residues long, and of made-up ones of the same
 lengths; and the radius of gyration over 2.2 Å · L^0.38, over chains:
 
@@ -54,7 +54,7 @@ apart by turns, N and O atoms of the former about 3 Å."""
 
 LOOP = ((-65.0, -40.0), (-120.0, 135.0), (-70.0, 145.0), (60.0, 40.0), (-95.0, 0.0))
 LOOP_SHARES = (0.25, 0.27, 0.33, 0.06, 0.09)
-"""Centres of the populated regions of the Ramachandran plot, and how often loops visit them."""
+"""Centers of the populated regions of the Ramachandran plot, and how often loops visit them."""
 
 ELEMENT_SHARES = (0.50, 0.05, 0.45)
 """Helices, single strands and hairpins among the elements drawn."""
@@ -69,7 +69,7 @@ BEND_SPREAD = 0.5
 with none, all CA–CA distances along the chain would tie."""
 
 CANDIDATES = 160
-"""Fragments tried per step. With 48, distances to the 48th neighbour come out 10 % longer."""
+"""Fragments tried per step. With 48, distances to the 48th neighbor come out 10 % longer."""
 
 MIN_CA, MIN_HEAVY = 4.2, 2.8
 """Least distance in Å of CA atoms, and of any atoms, two or more residues apart."""

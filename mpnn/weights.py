@@ -66,7 +66,7 @@ def save_checkpoint(
     Args:
         path: ends in `.safetensors`.
         model: the network; its configuration is stored too.
-        card: what JSON can hold: name, training data, steps, measured accuracy, licence.
+        card: what JSON can hold: name, training data, steps, measured accuracy, license.
         dtype: stored type, read back as float32; float16 halves the file. int8 quarters it:
             matrices [rows, columns] as whole numbers with scales [rows, 1], the rest in float16.
 
@@ -266,7 +266,7 @@ def _implied_config(path: Path, tensors: Mapping[Any, Any], k: object) -> ModelC
         InputError: k is no whole number, or the tensors are of another kind of network.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"{path}: the number of neighbours is {k!r}; a whole number is needed")
+        raise InputError(f"{path}: the number of neighbors is {k!r}; a whole number is needed")
     bias = tensors.get("W_e.bias")
     width = len(bias) if isinstance(bias, Tensor) and bias.dim() == 1 else 0
     encoder_layers, decoder_layers = (_count_layers(tensors, p) for p in ("encoder", "decoder"))

@@ -81,7 +81,7 @@ def tanh_gelu(monkeypatch):
     return outputs()
 
 
-def one_neighbour_less():
+def one_neighbor_less():
     network = formula_weights(SMALL)
     network.features.k -= 1
     return outputs(network)
@@ -99,7 +99,7 @@ DEFECTS = [
     residue_index_off_by_one,
     warmer,
     tanh_gelu,
-    one_neighbour_less,
+    one_neighbor_less,
 ]
 
 

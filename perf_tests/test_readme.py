@@ -31,7 +31,7 @@ from mpnn.weights import formula_weights
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
-EXAMPLE = README.split("## Add your own optimisation\n")[1].split("\n## ")[0]
+EXAMPLE = README.split("## Add your own optimization\n")[1].split("\n## ")[0]
 MODULE, ROW = re.findall(r"^```python\n(.*?)^```", EXAMPLE, re.M | re.S)
 (COMMAND,) = re.findall(r"^```sh\n(.*?)\n```", EXAMPLE, re.M | re.S)
 CLAIM = eval(ROW, vars(claims))

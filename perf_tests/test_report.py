@@ -317,12 +317,12 @@ def test_the_same_run_makes_the_same_charts(tmp_path):
         assert draw(found) == draw(found)
 
 
-def test_charts_have_the_colour_of_the_text(tmp_path):
+def test_charts_have_the_color_of_the_text(tmp_path):
     """Nothing is drawn in black, which dark paper would hide."""
     chart = report.roofline(report.entries(stored(tmp_path)))
     assert "stroke: currentColor" in chart
     assert "#000000" not in chart
-    assert "fill: currentColor" in report.PAGE  # of text, to which matplotlib gives no colour
+    assert "fill: currentColor" in report.PAGE  # of text, to which matplotlib gives no color
 
 
 def test_charts_need_an_extra(monkeypatch):

@@ -1,6 +1,6 @@
 """A made-up project with made-up claims on a simulated clock, to test the gate with.
 
-The claims' behaviour is planted through environment variables:
+The claims' behavior is planted through environment variables:
 
 - `TOY_CLAIMS`: names, separated by commas.
 - `TOY_SLOW`: factor on the time of the subject of claim `a`.

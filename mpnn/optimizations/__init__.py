@@ -1,7 +1,7 @@
 """One module, one way to run the network. Read one and you have read them all.
 
 Every engine loads a network, encodes a batch once, and then scores and samples from the
-encoding as often as asked. Results come back as host arrays, so returning is synchronising.
+encoding as often as asked. Results come back as host arrays, so returning is synchronizing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpnn.model import ProteinMPNN
 
 
 class Engine(Protocol):
-    """What every optimisation implements; the encoding is its own business."""
+    """What every optimization implements; the encoding is its own business."""
 
     device: torch.device
     dtype: torch.dtype
@@ -130,14 +130,14 @@ def own(model: M, device: str | torch.device) -> M:
 
 
 def check_neighbors(batch: Batch, k: int) -> None:
-    """Refuses a batch that brings more neighbours than a compiled network has room for.
+    """Refuses a batch that brings more neighbors than a compiled network has room for.
 
     Raises:
         InputError: it does.
     """
     if batch.E_idx is not None and batch.E_idx.shape[-1] > k:
         raise InputError(
-            f"the batch brings {batch.E_idx.shape[-1]} neighbours of each residue, and this engine "
+            f"the batch brings {batch.E_idx.shape[-1]} neighbors of each residue, and this engine "
             f"is built for {k}, those of the network; bring fewer, or take engine exact"
         )
 

@@ -1,6 +1,6 @@
 """The exact engine with its products in bfloat16: exact rewrites, but rounded numbers.
 
-Distances, the choice of neighbours and radial functions are float32, and so are the read-out, the
+Distances, the choice of neighbors and radial functions are float32, and so are the read-out, the
 noise and the log-probabilities. All between, edges above all, is bfloat16: half the memory to move,
 and on processors with bfloat16 products (avx512_bf16, AMX, Apple from M2 on) a multiple of the
 arithmetic. Letters are drawn under slightly other probabilities, so sequences may differ.

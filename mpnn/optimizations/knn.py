@@ -1,4 +1,4 @@
-"""The reference with its neighbours found on the host, by a tree instead of all L × L distances.
+"""The reference with its neighbors found on the host, by a tree instead of all L × L distances.
 
 A tree searches one structure at a time, in float64; what it finds goes with the batch (`E_idx`) to
 whatever device and engine the network runs on. It holds complete residues alone. Residues without
@@ -47,7 +47,7 @@ def with_neighbors(batch: Batch, k: int, nearest: Nearest) -> Batch:
     """The batch with E_idx [B, L, K], K = min(k, L), as `mpnn.graph.neighbors` finds it.
 
     Where two complete residues are equally far away the choice may differ. A batch that brings its
-    neighbours is left as it is.
+    neighbors is left as it is.
     """
     if batch.E_idx is not None:
         return batch
@@ -70,7 +70,7 @@ class _TreeEngine(ReferenceEngine):
     nearest: Nearest
 
     def encode(self, batch: Batch) -> Batch:
-        """Finds the neighbours; the rest is done when the encoding is used, as published."""
+        """Finds the neighbors; the rest is done when the encoding is used, as published."""
         return with_neighbors(batch, self.model.config.k_neighbors, self.nearest)
 
     def neighbors(self, encoding: Batch, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
@@ -82,12 +82,12 @@ class _TreeEngine(ReferenceEngine):
 
 
 class BallTreeEngine(_TreeEngine):
-    """The reference with neighbours by scikit-learn's ball tree, as published."""
+    """The reference with neighbors by scikit-learn's ball tree, as published."""
 
     nearest = staticmethod(ball_tree)
 
 
 class KDTreeEngine(_TreeEngine):
-    """The reference with neighbours by scipy's k-d tree."""
+    """The reference with neighbors by scipy's k-d tree."""
 
     nearest = staticmethod(kd_tree)

@@ -1,6 +1,6 @@
 """Networks that letters never enter: one pass, whatever is asked, then all draws at once.
 
-Such a network was trained with every neighbour unseen, so its distributions are p(s_i | X). Ranks
+Such a network was trained with every neighbor unseen, so its distributions are p(s_i | X). Ranks
 and letters are left out here, at one place, for every engine and every caller: no job can make
 the network look at letters that it was never shown.
 """

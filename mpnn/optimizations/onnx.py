@@ -57,7 +57,7 @@ class OnnxEngine(StagedEngine):
 
     Attributes:
         provider: the execution provider that runs the graphs.
-        graphs: serialised ONNX model of each program run so far, to be stored or looked at.
+        graphs: serialized ONNX model of each program run so far, to be stored or looked at.
         sessions: ONNX Runtime's session of each.
         compile_seconds: of each program, its export and the loading of its session.
 
@@ -74,10 +74,10 @@ class OnnxEngine(StagedEngine):
         self.sessions: dict[str, Any] = {}
 
     def encode(self, batch: Batch) -> StagedEncoding:
-        """Moves the batch to the host, finds the neighbours and runs the encoder.
+        """Moves the batch to the host, finds the neighbors and runs the encoder.
 
         Raises:
-            InputError: the batch brings more neighbours than the graphs have room for.
+            InputError: the batch brings more neighbors than the graphs have room for.
         """
         check_neighbors(batch, self.model.config.k_neighbors)
         host: dict[str, Any] = {
@@ -125,8 +125,8 @@ def export(stage: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
             stage, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False
         )
     assert program is not None  # with dynamo there is one
-    serialised: bytes = program.model_proto.SerializeToString()
-    return serialised
+    serialized: bytes = program.model_proto.SerializeToString()
+    return serialized
 
 
 def load(graph: bytes, provider: str) -> Any:

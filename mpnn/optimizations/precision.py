@@ -1,10 +1,10 @@
 """The reference in fewer bits: the whole network in a half type, or its Linear layers alone.
 
-Coordinates, distances, the choice of neighbours, radial functions and log-probabilities stay in
+Coordinates, distances, the choice of neighbors, radial functions and log-probabilities stay in
 float32 in every engine here; so `dtype`, the type of what goes in and comes out, is float32.
 
 Why the network cannot simply be converted: 100 Å from the origin a coordinate in float16 has steps
-of 0.06 Å and one in bfloat16 of 0.5 Å, so residues get other neighbours; and from coordinates in
+of 0.06 Å and one in bfloat16 of 0.5 Å, so residues get other neighbors; and from coordinates in
 float32 come radial functions in float32, which no half Linear layer takes. Two hooks are the whole
 remedy: the edge embedding rounds its input, and the output layer widens its result.
 

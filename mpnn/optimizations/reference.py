@@ -168,12 +168,12 @@ class _Decoder:
         """Computes the residues [R] of the copies [R], and draws letters for the designed ones."""
         at = (copy, residue)
         E_idx, see = self.E_idx[at], self.see[at][..., None]  # [R, K], [R, K, 1]
-        neighbour = (copy[:, None], E_idx)
+        neighbor = (copy[:, None], E_idx)
         mask = self.mask[at]
-        s_j = self.model.W_s(self.S[neighbour]) * see
-        h_E, h_j_encoder = self.h_E[at], self.h_V[neighbour]
+        s_j = self.model.W_s(self.S[neighbor]) * see
+        h_E, h_j_encoder = self.h_E[at], self.h_V[neighbor]
         for n, layer in enumerate(cast(list[DecoderLayer], list(self.model.decoder_layers))):
-            h_j = torch.where(see, self.stack[n][neighbour], h_j_encoder)
+            h_j = torch.where(see, self.stack[n][neighbor], h_j_encoder)
             h_ESV = mask[:, None, None] * torch.cat([h_E, s_j, h_j], -1)
             self.stack[n + 1][at] = layer.update_nodes(
                 self.stack[n][at], h_ESV, mask, self.neighbor_mask[at]

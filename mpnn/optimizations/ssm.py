@@ -87,7 +87,7 @@ class SSMEngine:
         return SSMEncoding(graph, graph.unflatten_samples(log_probs[None])[:, 0])
 
     def _messages(self, graph: RaggedBatch, mask: Tensor) -> Tensor:
-        """Messages summed over neighbours, [R, C]."""
+        """Messages summed over neighbors, [R, C]."""
         R, K = graph.E_idx.shape
         C = self.model.config.hidden_dim
         total = graph.X.new_empty(R, C)

@@ -2,13 +2,13 @@
 
 | program  | inputs → outputs | run |
 | -------- | ---------------- | --- |
-| `encode` | atoms, chains, neighbours → h_V, h_E | once for each batch |
+| `encode` | atoms, chains, neighbors → h_V, h_E | once for each batch |
 | `score`  | h_V, h_E, letters, ranks → log-probabilities | once for each given sequence |
 | `step`   | the state of decoding, some residues → their logits and states | in every wavefront |
 
 A whole score pass is `encode`, then `score`. What a compiler would trip over stays outside:
 
-- The neighbour search: `topk` with K = min(k, L) gives every short protein other shapes, and each
+- The neighbor search: `topk` with K = min(k, L) gives every short protein other shapes, and each
   compiler breaks ties between equal distances in its own way. Programs take E_idx and distances;
   where a structure has fewer than k residues, the slots left over are masked.
 - Batches: structures lie end to end, T residues in all, and samples are scored one after another.
@@ -56,7 +56,7 @@ class Encode(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """X [T, 4, 3]; mask, residue_idx, chain_encoding [T]; the rest [T, K] -> [T, C], [T, K, C].
 
-        `real` is 0 where a slot holds no neighbour, and D the distances of the neighbours in Å.
+        `real` is 0 where a slot holds no neighbor, and D the distances of the neighbors in Å.
         """
         X, mask, E_idx, D = X[None], mask[None], E_idx[None], D[None]
         offsets = graph.relative_positions(residue_idx[None], chain_encoding[None], E_idx)
@@ -93,7 +93,7 @@ class Score(nn.Module):
 
 
 class Step(nn.Module):
-    """The decoder for some residues whose earlier neighbours are all decoded."""
+    """The decoder for some residues whose earlier neighbors are all decoded."""
 
     def __init__(self, model: ProteinMPNN) -> None:
         super().__init__()
@@ -128,11 +128,11 @@ class Step(nn.Module):
         Returns:
             Logits [M, 21], and what the rows show from now on, [M, layers, C].
         """
-        neighbour = (row - residue)[:, None] + E_idx[residue]  # [M, K]
-        see = (rank[neighbour] < rank[row][:, None])[..., None]  # [M, K, 1]
-        s_j = self.W_s(S[neighbour]) * see
+        neighbor = (row - residue)[:, None] + E_idx[residue]  # [M, K]
+        see = (rank[neighbor] < rank[row][:, None])[..., None]  # [M, K, 1]
+        s_j = self.W_s(S[neighbor]) * see
         h_E, real, mask = h_E[residue], real[residue], mask[residue]
-        h_j = shown[neighbour]  # [M, K, layers, C]
+        h_j = shown[neighbor]  # [M, K, layers, C]
         states = [shown[row, 0]]
         for n, layer in enumerate(cast(list[DecoderLayer], list(self.layers))):
             h_ESV = torch.cat([h_E, s_j, torch.where(see, h_j[:, :, n], h_j[:, :, 0])], -1)
@@ -174,7 +174,7 @@ class StagedEncoding:
     """A batch end to end, its graph, and what `encode` made of it."""
 
     valid: NDArray[np.bool_]  # [B, L]
-    E_idx: Tensor  # [T, K] int64; the residue itself where a slot holds no neighbour
+    E_idx: Tensor  # [T, K] int64; the residue itself where a slot holds no neighbor
     real: Tensor  # [T, K]
     mask: Tensor  # [T]
     h_V: Tensor  # noqa: N815 – [T, C]
@@ -233,7 +233,7 @@ class StagedEngine:
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> StagedEncoding:
-        """Finds the neighbours, drops the padding, and runs `encode`."""
+        """Finds the neighbors, drops the padding, and runs `encode`."""
         found, D = self.model.features.neighbors(batch)
         valid, start = batch.valid, batch.lengths.cumsum(0) - batch.lengths
         spare = max(self.model.config.k_neighbors - found.shape[-1], 0)

@@ -8,7 +8,7 @@ passed on by a star. `torch.jit.trace` takes the programs as they are.
 programs none does, so one trace of two made-up samples of five residues serves all sizes.
 
 **Cache.** One trace of each program for each engine, in memory and with the weights in it; nothing
-is kept on disk. TorchScript looks at types in the first run and optimises in the second, so both
+is kept on disk. TorchScript looks at types in the first run and optimizes in the second, so both
 are part of compiling.
 
 torch calls `torch.jit` deprecated, and unsupported from Python 3.14 on.
@@ -26,7 +26,7 @@ from torch import Tensor
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations.staged import StagedEngine, example
 
-RUNS_TO_OPTIMISE = 2
+RUNS_TO_OPTIMIZE = 2
 
 
 class TorchScriptEngine(StagedEngine):
@@ -44,7 +44,7 @@ class TorchScriptEngine(StagedEngine):
         if stage not in self.scripts:
             start = time.perf_counter()
             self.scripts[stage] = self._traced(stage)
-            for _ in range(RUNS_TO_OPTIMISE):
+            for _ in range(RUNS_TO_OPTIMIZE):
                 self.scripts[stage](*inputs)
             self.compile_seconds[stage] = time.perf_counter() - start
         return self.scripts[stage](*inputs)

@@ -82,7 +82,7 @@ class Point:
 
 @styled
 def svg(figure: Figure, title: str) -> str:
-    """A figure as an SVG element; black becomes the colour of the page's text.
+    """A figure as an SVG element; black becomes the color of the page's text.
 
     Args:
         figure: what to draw.
@@ -142,7 +142,7 @@ def series_figure(
     Args:
         x: title of the axis.
         y: title of the axis.
-        series: each with its own colour and marker.
+        series: each with its own color and marker.
         roof: corners of a line above the points; without one, each series is joined by a line.
     """
     figure = Figure((WIDTH, 3.6), layout="constrained")
@@ -204,20 +204,20 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
 
     for group in _together(points, spots):
         low, high = spots[group].min(0), spots[group].max(0)
-        centre = (low + high) / 2
+        center = (low + high) / 2
         text = ", ".join(points[i].label for i in sorted(group))
         probe = axes.text(0, 0, text)
         extent = probe.get_window_extent()
         probe.remove()
         size = np.array([extent.width, extent.height]) + CLEAR
         reach = (high - low + MARK + size) / 2
-        places = [(gap, centre + side * (reach + gap)) for gap, side in product(GAPS, SIDES)]
-        gap, place = min(places, key=lambda at: crowding(centre, at[1], size))
+        places = [(gap, center + side * (reach + gap)) for gap, side in product(GAPS, SIDES)]
+        gap, place = min(places, key=lambda at: crowding(center, at[1], size))
         names.append(_box(place, size))
-        lines.append(Path([centre, place]))
+        lines.append(Path([center, place]))
         axes.annotate(
             text,
-            xy=tuple(centre),
+            xy=tuple(center),
             xytext=tuple(place),
             xycoords="figure pixels",
             textcoords="figure pixels",
@@ -227,8 +227,8 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
         )
 
 
-def _box(centre: Array, size: Array | float) -> Bbox:
-    return Bbox([centre - size / 2, centre + size / 2])
+def _box(center: Array, size: Array | float) -> Bbox:
+    return Bbox([center - size / 2, center + size / 2])
 
 
 def _together(points: Sequence[Point], spots: Array) -> list[list[int]]:

@@ -27,7 +27,7 @@ LEAST_CHANGE = -0.002
 """Change of the mean probability of the native letter that still counts as none, of fewer bits."""
 
 SAME_DISTANCE = 1e-4
-"""Å by which a neighbour's distance may differ: of two residues equally far, but for rounding,
+"""Å by which a neighbor's distance may differ: of two residues equally far, but for rounding,
 a search may take either."""
 
 
@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class GraphPair:
-    """One protein and the neighbours E_idx [L, K] that both sides found."""
+    """One protein and the neighbors E_idx [L, K] that both sides found."""
 
     protein: Backbone
     reference: IntArray
@@ -123,20 +123,20 @@ def _compared(pair: Pair) -> tuple[NDArray[np.floating], NDArray[np.floating], I
 
 
 def same_neighbors(pairs: Sequence[GraphPair]) -> Accuracy:
-    """Every residue's neighbours are as far away as those that the reference finds."""
+    """Every residue's neighbors are as far away as those that the reference finds."""
     differences = [
         np.abs(_distances(p.protein, p.subject) - _distances(p.protein, p.reference)) for p in pairs
     ]
     largest = max(float(difference.max()) for difference in differences)
     return Accuracy(
         passed=largest <= SAME_DISTANCE,
-        text=f"neighbours as far away, up to {largest:.0e} Å",
+        text=f"neighbors as far away, up to {largest:.0e} Å",
         figures={"max_abs_distance": largest},
     )
 
 
 def _distances(protein: Backbone, E_idx: IntArray) -> FloatArray:
-    """CA–CA distances to the neighbours E_idx [L, K] in Å, closest first: [L, K]."""
+    """CA–CA distances to the neighbors E_idx [L, K] in Å, closest first: [L, K]."""
     ca = protein.coords[:, CA].astype(np.float64)
     distances: FloatArray = np.sort(np.linalg.norm(ca[:, None] - ca[E_idx], axis=-1), axis=-1)
     return distances

@@ -15,10 +15,10 @@ from mpnn.regression.baselines import Row
 
 WIDTH = 100
 HEADINGS = ("claim", "published", "measured", "change of time, %", "accuracy", "verdict")
-COLOURS = {"holds": "green", "recorded": "cyan", "regressed": "red", "improved": "magenta"}
+COLORS = {"holds": "green", "recorded": "cyan", "regressed": "red", "improved": "magenta"}
 
 
-def session_table(rows: Mapping[str, Row], colour: bool = False) -> str:
+def session_table(rows: Mapping[str, Row], color: bool = False) -> str:
     """What one session measured, by test id, in at most 100 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     claim, *middle, accuracy, verdict = HEADINGS
@@ -29,9 +29,9 @@ def session_table(rows: Mapping[str, Row], colour: bool = False) -> str:
     table.add_column(verdict, no_wrap=True)
     for name, row in rows.items():
         *cells, verdict = _cells(name, row)
-        verdict = f"[{COLOURS.get(verdict, 'yellow')}]{verdict}[/]"
+        verdict = f"[{COLORS.get(verdict, 'yellow')}]{verdict}[/]"
         table.add_row(*(escape(cell) for cell in cells), verdict)
-    return _printed(table, colour)
+    return _printed(table, color)
 
 
 def plain(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -44,10 +44,10 @@ def plain(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return _printed(table)
 
 
-def _printed(table: Table, colour: bool = False) -> str:
+def _printed(table: Table, color: bool = False) -> str:
     """A table as lines of at most 100 columns."""
     text = io.StringIO()
-    Console(file=text, width=WIDTH, force_terminal=colour, no_color=not colour).print(table)
+    Console(file=text, width=WIDTH, force_terminal=color, no_color=not color).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

@@ -37,7 +37,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a pair: `call(i)` does the work on input i, synchronised, and returns its output.
+    """One side of a pair: `call(i)` does the work on input i, synchronized, and returns its output.
 
     `units` is the number of proteins or sequences that one call finishes; ratios are per unit.
     """
@@ -177,7 +177,7 @@ def balanced_repeats(subject: float, reference: float, rule: Rule) -> tuple[int,
 
 
 def subject_first(seed: int) -> Iterator[bool]:
-    """Endless lot of who goes first, in blocks of two, so that neither side is favoured."""
+    """Endless lot of who goes first, in blocks of two, so that neither side is favored."""
     lot = random.Random(seed)
     while True:
         first = lot.random() < 0.5

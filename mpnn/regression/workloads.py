@@ -62,7 +62,7 @@ class Workload:
         samples: sequences of each protein; 0 scores the given sequence teacher-forced.
         designed: share of residues that are drawn.
         structure: file stem of a real structure in MPNN_DATA, instead of made-up ones.
-        neighbors: the search for neighbours alone, from coordinates to E_idx on the host.
+        neighbors: the search for neighbors alone, from coordinates to E_idx on the host.
     """
 
     proteins: int = 1

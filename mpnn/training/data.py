@@ -3,7 +3,7 @@
 Every draw is a pure function of (seed, draw number): which cluster, which of its chains, which
 crop, what coordinate noise, what decoding order. So a run is resumed from two counters, and the
 same seed makes the same run. Shapes: R residues of all crops of a batch laid end to end without
-padding, K neighbours, V = 21 letters.
+padding, K neighbors, V = 21 letters.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Crop:
     rank: IntArray  # [L], comparable but with gaps where residues are left out
     order: int | None  # number of the order among the fixed ones of the chain, None if free
     lot: FloatArray  # [L, 2] uniform: which letters a teacher replaces, and by which
-    key: int = 0  # of the draws of the neighbours that are shown
+    key: int = 0  # of the draws of the neighbors that are shown
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -128,7 +128,7 @@ def fixed_rank(length: int, chain: int, order: int) -> IntArray:
 def draw(chains: TrainingChains, config: DrawConfig, number: int) -> Crop:
     """Draw `number` of the run: clusters in random order, each once per round.
 
-    A crop is the residues nearest to a random one, so that most keep all their neighbours.
+    A crop is the residues nearest to a random one, so that most keep all their neighbors.
     """
     chain = _drawn_chain(chains, config, number)
     rng = generator(config.seed, number)
@@ -210,12 +210,12 @@ def packed(crops: Sequence[Crop], tokens: int) -> Iterator[list[Crop]]:
 
 @dataclass(frozen=True, eq=False)
 class RaggedBatch:
-    """Crops laid end to end: R residues, K neighbours each within its own crop."""
+    """Crops laid end to end: R residues, K neighbors each within its own crop."""
 
     X: Tensor  # [R, 4, 3] Å
     S: Tensor  # [R] int64
-    E_idx: Tensor  # [R, K] int64, row of the neighbour; the residue itself where there is none
-    neighbor_mask: Tensor  # [R, K] float, weight of the neighbour; 0 where a short crop has none
+    E_idx: Tensor  # [R, K] int64, row of the neighbor; the residue itself where there is none
+    neighbor_mask: Tensor  # [R, K] float, weight of the neighbor; 0 where a short crop has none
     offset_class: Tensor  # [R, K] int64, see graph.relative_positions
     rank: Tensor  # [R] int64, comparable within a crop
 
@@ -227,11 +227,11 @@ class RaggedBatch:
 
         Args:
             crops: at least one.
-            k: neighbours, the residue itself among them.
+            k: neighbors, the residue itself among them.
             device: where the batch goes.
             shown: share of the k that are kept, at least the residue itself and one more. The
                 others are left out by lot, and weights make up for them, so that sums over
-                neighbours are as large as without; K is the number of those kept.
+                neighbors are as large as without; K is the number of those kept.
         """
         starts = np.cumsum([0, *(len(c) for c in crops)])
         pieces = [_neighbors(c, k, shown) for c in crops]
@@ -269,5 +269,5 @@ def _neighbors(crop: Crop, k: int, shown: float) -> tuple[Tensor, Tensor, Tensor
 
 
 def _kept(count: int, shown: float) -> int:
-    """How many of `count` neighbours are kept: the residue itself and, if there is one, another."""
+    """How many of `count` neighbors are kept: the residue itself and, if there is one, another."""
     return min(count, max(2, round(count * shown)))

@@ -2,10 +2,10 @@
 
 The same parameters and the same results; three rewrites save most of the work. W1 is split by
 blocks, so that what depends on a node or a letter is computed per node and gathered; W3 stands
-after the neighbour sum; the radial basis functions are made in tiles that stay in cache and are
+after the neighbor sum; the radial basis functions are made in tiles that stay in cache and are
 made again for the gradient instead of being stored. Residues in a ragged batch are all complete.
 A network that sees no letters is trained without them: all ranks are 0.
-Shapes: R residues, K neighbours, C hidden, V = 21 letters.
+Shapes: R residues, K neighbors, C hidden, V = 21 letters.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RadialEmbedding(torch.autograd.Function):
 
 def _radial(D: Tensor) -> Tensor:
     """graph.rbf in place and flat, at least exp(−FAR²): [E, 25] -> [E, 400]."""
-    z = D[..., None] / graph.RBF_SIGMA - graph.rbf_centres(D) / graph.RBF_SIGMA
+    z = D[..., None] / graph.RBF_SIGMA - graph.rbf_centers(D) / graph.RBF_SIGMA
     return z.clamp_(-FAR, FAR).square_().neg_().exp_().flatten(1)
 
 
@@ -105,7 +105,7 @@ def decode(
 ) -> Tensor:
     """Log-probabilities [R, 21] under `rank` [R], from what `encode` returned."""
     R = len(h_V)
-    hidden = rank[batch.E_idx] >= rank[:, None]  # neighbours not decoded yet
+    hidden = rank[batch.E_idx] >= rank[:, None]  # neighbors not decoded yet
     source = (batch.E_idx + R * hidden).flatten()  # rows 0…R−1 current, R…2R−1 of the encoder
     letters = model.W_s(batch.S)
     encoded = h_V

@@ -8,7 +8,7 @@ at random would ask a trained student to unlearn what it knows. A student with f
 follows those of the teacher that lie at the end of each of its equal parts; one that sees no
 letters can know no more than the mean of what the teacher's decoder makes of them. What it is worth
 stands in `mpnn/checkpoints/README.md`.
-Shapes: R residues, K neighbours, C hidden of the student, D of the teacher.
+Shapes: R residues, K neighbors, C hidden of the student, D of the teacher.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class HiddenMatch(nn.Module):
         residues; their states are let go of.
 
         Args:
-            mask: [R, K] of the student's neighbours; the nearer ones are the teacher's too.
+            mask: [R, K] of the student's neighbors; the nearer ones are the teacher's too.
         """
         errors = []
         for name, s, t in self._compared(mask):

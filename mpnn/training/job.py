@@ -14,13 +14,13 @@ from mpnn.training.run import Progress, train_together
 from mpnn.training.settings import TrainConfig
 
 
-def train(paths: Sequence[str], changes: Sequence[str], distil: bool) -> None:
+def train(paths: Sequence[str], changes: Sequence[str], distill: bool) -> None:
     """Runs, or goes on with, the trainings that settings files describe, in lockstep if several.
 
     Args:
         paths: TOML files with fields of `TrainConfig`.
         changes: NAME=VALUE, each in place of the files'.
-        distil: whether a teacher must be, or must not be, among the settings.
+        distill: whether a teacher must be, or must not be, among the settings.
 
     Raises:
         InputError: a setting is unknown, missing or of the wrong type; see
@@ -28,8 +28,8 @@ def train(paths: Sequence[str], changes: Sequence[str], distil: bool) -> None:
     """
     configs = [read_config(path, changes) for path in paths]
     for path, config in zip(paths, configs, strict=True):
-        if distil != (config.teacher is not None):
-            wanted = "distill needs a teacher" if distil else "a teacher is for mpnn distill"
+        if distill != (config.teacher is not None):
+            wanted = "distill needs a teacher" if distill else "a teacher is for mpnn distill"
             raise InputError(f"{path}: {wanted}; its setting is {config.teacher!r}")
     console = log_console()
 

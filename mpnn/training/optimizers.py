@@ -1,4 +1,4 @@
-"""Which optimiser has which parameters."""
+"""Which optimizer has which parameters."""
 
 from __future__ import annotations
 

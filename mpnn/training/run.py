@@ -148,7 +148,7 @@ def train_together(
 
 
 def _advance(runs: Sequence[_Run]) -> None:
-    """One step of the optimisers of runs that stand at the same draw."""
+    """One step of the optimizers of runs that stand at the same draw."""
     chains, teacher, config = runs[0].chains, runs[0].teacher, runs[0].config
     for run in runs:
         run.start_clock()
@@ -166,7 +166,7 @@ def _advance(runs: Sequence[_Run]) -> None:
 
 
 class _Run:
-    """State of a run: network, optimiser, counters, and sums since the last report."""
+    """State of a run: network, optimizer, counters, and sums since the last report."""
 
     def __init__(
         self, config: TrainConfig, chains: TrainingChains, teacher: AnyTeacher | None

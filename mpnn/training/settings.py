@@ -57,7 +57,7 @@ class TrainConfig:
     micro_tokens: int = 256  # residues that pass through the network at once
     max_length: int = 256  # residues of a crop
     noise: float = 0.02  # Å on every coordinate
-    neighbors_shown: float = 1.0  # share of a residue's neighbours that a step shows it, by lot
+    neighbors_shown: float = 1.0  # share of a residue's neighbors that a step shows it, by lot
     label_smoothing: float = 0.0
     begin_from: str | list[str] | None = None  # weights trained here, or several, for their mean
     teacher: str | None = None  # name or path of weights; None: the native letters alone
@@ -148,7 +148,7 @@ class TrainConfig:
         if self.hidden_weight and self.neighbors_shown < 1:
             raise InputError(
                 "hidden_weight above 0 needs neighbors_shown = 1: hidden vectors of edges are "
-                "compared neighbour by neighbour"
+                "compared neighbor by neighbor"
             )
         if self.mutations and self.teacher is None:
             raise InputError("mutations above 0 needs a teacher, from whose answers they are drawn")

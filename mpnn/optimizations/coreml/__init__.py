@@ -1,6 +1,6 @@
 """Core ML: one package, with an encoder and a score pass for 64, 128, 256 and 512 residues.
 
-A structure is padded to the shortest length that holds it; neighbours and edge features stay
+A structure is padded to the shortest length that holds it; neighbors and edge features stay
 outside, in float32. Conversion works on Linux too, prediction on macOS alone.
 """
 

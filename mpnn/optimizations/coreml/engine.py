@@ -67,7 +67,7 @@ class CoreMLEngine:
 
         Args:
             model: the network.
-            device: where neighbours and edge features are computed.
+            device: where neighbors and edge features are computed.
             predictor: executes the package's functions; Core ML if None.
             buckets: lengths to pad to, in rising order.
         """
@@ -122,7 +122,7 @@ class CoreMLEngine:
         """Pads every structure to its bucket and runs the encoder.
 
         Raises:
-            InputError: a structure is longer than the longest bucket, or has more neighbours than
+            InputError: a structure is longer than the longest bucket, or has more neighbors than
                 a package has room for; or see `predictor`.
         """
         check_neighbors(batch, self.model.config.k_neighbors)
@@ -133,7 +133,7 @@ class CoreMLEngine:
         mask, valid = batch.mask.cpu().numpy() > 0, batch.valid.cpu().numpy()
         structures = []
         for b, (L, bucket) in enumerate(zip(lengths, buckets, strict=True)):
-            K = slots(self.model.config, bucket)  # real neighbours come first
+            K = slots(self.model.config, bucket)  # real neighbors come first
             real = valid[b][E_idx[b, :L, :K]]
             graph = np.where(real, E_idx[b, :L, :K], 0)
             padded = Padded(graph, real, mask[b, :L], bucket, K, predict.dtype)

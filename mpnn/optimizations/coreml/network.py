@@ -1,16 +1,16 @@
 """The network as Core ML is to run it: one structure, a fixed number of residues, no gather.
 
-Shapes: L residues of the bucket, K neighbours, C hidden; edges are [K, C, 1, L] and nodes
+Shapes: L residues of the bucket, K neighbors, C hidden; edges are [K, C, 1, L] and nodes
 [1, C, 1, L], so that the long axis is the last one and every Linear layer is a 1 × 1 convolution
 (Apple, "Deploying Transformers on the Apple Neural Engine", 2022).
 
 **Padding changes nothing.** A padded slot of a residue weighs nothing in its sum. A padded residue
-is nobody's neighbour; its own slots all weigh something, so that no LayerNorm there sees zeros,
+is nobody's neighbor; its own slots all weigh something, so that no LayerNorm there sees zeros,
 whose variance a device without subnormal numbers cannot divide by, and its result is set to 0.
 
-**Neighbours by a product.** Compute plans of other networks show gathers with computed indices on
+**Neighbors by a product.** Compute plans of other networks show gathers with computed indices on
 the CPU, a trip away from the Neural Engine for each. h · P with P[j, i] = 1 where j is the
-neighbour of i picks the same vectors, without rounding, since one term of each sum is not 0. It
+neighbor of i picks the same vectors, without rounding, since one term of each sum is not 0. It
 costs K·L²·C multiply-adds, at L = 2·C as many as the first product of an encoder message; whether
 that is the better bargain is for `plan` and the clock on a Mac to say.
 """
@@ -28,7 +28,7 @@ from mpnn.config import NUM_LETTERS, ModelConfig
 from mpnn.model import MESSAGE_SCALE, DecoderLayer, EncoderLayer, MessageLayer, ProteinMPNN
 
 SLOT_WEIGHT = 1 / 32
-"""Weight of a real slot in the sum over neighbours: a power of two, which half precision holds. The
+"""Weight of a real slot in the sum over neighbors: a power of two, which half precision holds. The
 rest of the published 1/30 is in W3."""
 
 
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
         Args:
             E: [K, C, 1, L] edge vectors after their LayerNorm.
-            E_idx: [K, 1, L] neighbours, as real numbers.
+            E_idx: [K, 1, L] neighbors, as real numbers.
             slot_weight: [K, 1, 1, L] `SLOT_WEIGHT` where both ends have all atoms.
             mask: [1, 1, 1, L], 1 where all atoms are present.
 
@@ -98,11 +98,11 @@ class Encoder(nn.Module):
         P, h_E = selection(E_idx), self.W_e(E)
         first, *others = cast(list[_EncoderLayer], list(self.layers))
         h_V = first.update(None, h_E, slot_weight, mask)
-        h_j = neighbours_of(h_V, P)
+        h_j = neighbors_of(h_V, P)
         h_E = first.update_edges(h_V, h_E, h_j)
         for layer in others:
             h_V = layer.update(h_V, torch.cat([h_E, h_j], 1), slot_weight, mask)
-            h_j = neighbours_of(h_V, P)
+            h_j = neighbors_of(h_V, P)
             h_E = layer.update_edges(h_V, h_E, h_j)
         return h_V, h_E
 
@@ -131,17 +131,17 @@ class Decoder(nn.Module):
         Args:
             h_V: [1, C, 1, L] nodes.
             h_E: [K, C, 1, L] edges.
-            E_idx: [K, 1, L] neighbours, as real numbers.
-            slot_weight: [K, 1, 1, L] `SLOT_WEIGHT` where the neighbour is no padding.
+            E_idx: [K, 1, L] neighbors, as real numbers.
+            slot_weight: [K, 1, 1, L] `SLOT_WEIGHT` where the neighbor is no padding.
             mask: [1, 1, 1, L], 1 where all atoms are present.
-            see: [K, 1, 1, L], 1 where the neighbour is decoded before the residue.
-            letters: [K, 21, 1, L], 1 at the neighbour's letter where it is seen.
+            see: [K, 1, 1, L], 1 where the neighbor is decoded before the residue.
+            letters: [K, 21, 1, L], 1 at the neighbor's letter where it is seen.
         """
         P = selection(E_idx)
-        h_j = unseen = neighbours_of(h_V, P)
+        h_j = unseen = neighbors_of(h_V, P)
         for n, layer in enumerate(cast(list[_DecoderLayer], list(self.layers))):
             if n > 0:
-                h_j = see * neighbours_of(h_V, P) + (1 - see) * unseen
+                h_j = see * neighbors_of(h_V, P) + (1 - see) * unseen
             h_V = layer.update(h_V, torch.cat([h_E, h_j, letters], 1), slot_weight, mask)
         logits: Tensor = self.W_out(h_V)
         return logits
@@ -163,7 +163,7 @@ def per_channel(vector: Tensor) -> nn.Parameter:
 
 
 def selection(E_idx: Tensor) -> Tensor:
-    """P [K, L, L], 1 at [k, j, i] where j is neighbour k of residue i: E_idx [K, 1, L] as numbers.
+    """P [K, L, L], 1 at [k, j, i] where j is neighbor k of residue i: E_idx [K, 1, L] as numbers.
 
     Built by arithmetic on whole numbers, which half precision holds exactly up to 2,048.
     """
@@ -171,8 +171,8 @@ def selection(E_idx: Tensor) -> Tensor:
     return relu(1 - (E_idx - j[None, :, None]).abs())
 
 
-def neighbours_of(h_V: Tensor, P: Tensor) -> Tensor:
-    """Vectors of the neighbours: h_V [1, C, 1, L], P [K, L, L] -> [K, C, 1, L]."""
+def neighbors_of(h_V: Tensor, P: Tensor) -> Tensor:
+    """Vectors of the neighbors: h_V [1, C, 1, L], P [K, L, L] -> [K, C, 1, L]."""
     return (h_V.squeeze(2) @ P).unsqueeze(2)
 
 

@@ -1,6 +1,6 @@
 """Between the package's arrays and a bucket's: a fixed length, channels before residues.
 
-Shapes: L residues of a structure, K its neighbours, K' and L' those of the bucket (K ≤ K', L ≤ L').
+Shapes: L residues of a structure, K its neighbors, K' and L' those of the bucket (K ≤ K', L ≤ L').
 Everything here is on the host.
 """
 
@@ -26,7 +26,7 @@ class Padded:
     """One structure's graph, and how it lies in its bucket.
 
     Attributes:
-        E_idx: [L, K] neighbours; any residue of the structure where a slot is padding.
+        E_idx: [L, K] neighbors; any residue of the structure where a slot is padding.
         real: [L, K], False where a slot is padding.
         mask: [L], True where all atoms are present.
         bucket: L'.
@@ -58,7 +58,7 @@ class Padded:
         return {"see": self.edges(see[..., None]), "letters": letters}
 
     def graph(self, counts: NDArray[np.bool_]) -> dict[str, Array]:
-        """Neighbours, weights of the slots that count [L, K], and the mask.
+        """Neighbors, weights of the slots that count [L, K], and the mask.
 
         All slots count where the result is set to 0 anyway, see `network`.
         """

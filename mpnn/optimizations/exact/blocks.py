@@ -35,7 +35,7 @@ class Affine:
 
     On a CPU with AVX-512 in float32 this is oneDNN's linear primitive, which `torch.compile` emits:
     its product takes half the time of `addmm` on some processors (the library behind `addmm`
-    favours one maker), and bias, GELU and addition cost no pass over memory. Few rows, other types,
+    favors one maker), and bias, GELU and addition cost no pass over memory. Few rows, other types,
     other devices and older CPUs take `addmm`.
     """
 
@@ -109,7 +109,7 @@ class Message:
 
 
 class NodeUpdate:
-    """Sum over neighbours, W3, norm1, feed-forward, norm2.
+    """Sum over neighbors, W3, norm1, feed-forward, norm2.
 
     Σ_j (W3·m_j + b3) = W3·Σ_j m_j + K·b3: one product per node instead of one per edge.
     """

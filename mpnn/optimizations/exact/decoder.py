@@ -1,8 +1,8 @@
 """The decoder on flat rows: row n·R + i is residue i of sample n.
 
-**One table for seen and unseen neighbours.** Rows n·R + j hold what neighbour j shows once it is
+**One table for seen and unseen neighbors.** Rows n·R + j hold what neighbor j shows once it is
 decoded in sample n, rows N·R + j what it shows before: the encoder's state and no letter. Where
-a neighbour stands is decided once for every edge; then an edge's input is one gathered row.
+a neighbor stands is decided once for every edge; then an edge's input is one gathered row.
 
 **First layer by letter.** Its nodes are still the encoder's, so all of W1's product but the letter
 is a constant of the edge (`ExactEncoding.edges[0]`); one of 21 rows, or a row of zeros, is added.

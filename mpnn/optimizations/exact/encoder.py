@@ -1,7 +1,7 @@
 """The encoder in passes over tiles: each pass updates the edges and sends the next messages.
 
 An edge vector is loaded once per pass, and passes meet only where a layer needs all nodes of the
-layer before. What neighbours contribute is multiplied per node at the end of a pass (`Message`).
+layer before. What neighbors contribute is multiplied per node at the end of a pass (`Message`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Structures end to end: R residues in all, every edge a row, no padding.
 
-Shapes: R residues of all structures, K neighbours, C hidden. Indices point into the R residues.
+Shapes: R residues of all structures, K neighbors, C hidden. Indices point into the R residues.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpnn.optimizations.exact.workers import Buffers, Workers
 
 SEARCH_TILE = 64  # rows of the distance matrix held at a time
 SMALLEST_EXPONENT = -80.0
-"""exp(−80) = 2e-35 stands for everything below: vectorised exp is 40 times slower where it
+"""exp(−80) = 2e-35 stands for everything below: vectorized exp is 40 times slower where it
 underflows, and what it leaves, denormals, slows the matrix product that follows."""
 
 
@@ -48,7 +48,7 @@ class RaggedBatch:
 
     @property
     def complete(self) -> bool:
-        """Whether every residue has all its atoms, and K neighbours."""
+        """Whether every residue has all its atoms, and K neighbors."""
         return self.edge_mask is None
 
     @property
@@ -80,7 +80,7 @@ class RaggedBatch:
 
     @classmethod
     def from_batch(cls, batch: Batch, k: int, workers: Workers) -> RaggedBatch:
-        """Drops the padding and finds the neighbours, unless the batch brings them."""
+        """Drops the padding and finds the neighbors, unless the batch brings them."""
         valid = batch.valid
         lengths = tuple(batch.lengths.tolist())
         X, mask = batch.X[valid], batch.mask[valid]
@@ -149,7 +149,7 @@ def _search(ca: Tensor, mask: Tensor, found: tuple[Tensor, Tensor], workers: Wor
 def _measure(
     ca: Tensor, mask: Tensor, given: Tensor, found: tuple[Tensor, Tensor], workers: Workers
 ) -> None:
-    """Distances of neighbours found elsewhere, as `graph.neighbors` gives them."""
+    """Distances of neighbors found elsewhere, as `graph.neighbors` gives them."""
     E_idx, D = found
     E_idx.copy_(given)
     whole = bool(mask.all())
@@ -180,7 +180,7 @@ class EdgeFeatures:
         self.radial = Affine(radial)
         self.norm = features.norm_edges
         self.W_e = Affine(model.W_e.weight, model.W_e.bias)
-        self.centres = graph.rbf_centres(radial)
+        self.centers = graph.rbf_centers(radial)
         self.buffers = buffers
 
     def atoms(self, ragged: RaggedBatch) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ class EdgeFeatures:
         edges = E_idx.numel()
         D = self.distances(ragged, atoms, rows)
         radial = self.buffers.get("radial", edges, D.shape[-1], graph.NUM_RBF)
-        torch.sub(D[..., None], self.centres, out=radial)
+        torch.sub(D[..., None], self.centers, out=radial)
         radial.square_().mul_(-1 / graph.RBF_SIGMA**2).clamp_(min=SMALLEST_EXPONENT).exp_()
         E = self.buffers.get("x", edges, out.shape[-1])
         torch.index_select(self.offsets, 0, self.offset_class(ragged, rows), out=E)

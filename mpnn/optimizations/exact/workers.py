@@ -33,7 +33,7 @@ class Buffers(threading.local):
         self.storage: dict[str, Tensor] = {}
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor of `shape`, valid until the next `get` of the same name."""
+        """An uninitialized tensor of `shape`, valid until the next `get` of the same name."""
         size = math.prod(shape)
         held = self.storage.get(name)
         if held is None or held.numel() < size:
@@ -49,7 +49,7 @@ class Loans:
         self.free: list[Tensor] = []
 
     def take(self, like: Tensor, *shape: int) -> Tensor:
-        """An uninitialised tensor of `shape`, of the type and on the device of `like`."""
+        """An uninitialized tensor of `shape`, of the type and on the device of `like`."""
         size = math.prod(shape)
         held = self.free.pop() if self.free else like.new_empty(0)
         if held.numel() < size:

@@ -1,6 +1,6 @@
 """`mpnn.graph` in MLX: the same functions under the same names, from coordinates to edge features.
 
-Neighbours are rows: residue l of structure b is row b·L + l of R = B·L, so a gather is one `take`.
+Neighbors are rows: residue l of structure b is row b·L + l of R = B·L, so a gather is one `take`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def neighbors(
         ca: [B, L, 3] Å.
         mask: [B, L], 1 where all atoms are present.
         valid: [B, L] bool, False for padding.
-        k: neighbours wanted.
-        given: [B, L, K] neighbours found elsewhere, to be measured only; None searches.
+        k: neighbors wanted.
+        given: [B, L, K] neighbors found elsewhere, to be measured only; None searches.
 
     Returns:
         Rows E_idx [R, K] int32, closest first, and their distances [R, K].
@@ -97,7 +97,7 @@ def atom_pair_distances(X: mx.array, E_idx: mx.array, D_neighbors: mx.array) -> 
 def relative_positions(
     residue_idx: mx.array, chain_encoding: mx.array, E_idx: mx.array
 ) -> mx.array:
-    """Class of the offset between residue and neighbour, 0…65: [R], [R], [R, K] -> [R, K]."""
+    """Class of the offset between residue and neighbor, 0…65: [R], [R], [R, K] -> [R, K]."""
     offset = residue_idx[:, None] - residue_idx[E_idx]
     same_chain = chain_encoding[:, None] == chain_encoding[E_idx]
     return mx.where(same_chain, mx.clip(offset + MAX_OFFSET, 0, 2 * MAX_OFFSET), NUM_OFFSETS - 1)

@@ -1,13 +1,13 @@
 """Messages and their sum in one kernel on Metal, and the same in plain MLX for every backend.
 
-For every message row r with its K neighbours, Σ_k mask·gelu(W2·gelu(x_i + E·h_E + x_j) + b2). One
+For every message row r with its K neighbors, Σ_k mask·gelu(W2·gelu(x_i + E·h_E + x_j) + b2). One
 threadgroup computes one row; its edges go through threadgroup memory in tiles, so that of all
 [M, K, C] only the edge vectors are read from memory and nothing is written there.
 
 1. Gather in the kernel: the rows of x_j and of the edge vectors are addressed, never copied.
 2. Both products by 8 × 8 matrices of a simdgroup, which owns 32 of the C output channels; weights
    are read where the checkpoint has them, W1's block E included.
-3. A tile is as many neighbours as divide K evenly, at most 24: 12 KiB at C = 128, so that two
+3. A tile is as many neighbors as divide K evenly, at most 24: 12 KiB at C = 128, so that two
    threadgroups share the 32 KiB of a core.
 4. Between the products thread c owns channel c: bias, GELU and the sum need no exchange.
 """
@@ -24,7 +24,7 @@ SIMDGROUP_COLUMNS = 32
 """Output channels of one simdgroup, four 8 × 8 matrices; C threads make C/32 simdgroups."""
 
 LARGEST_TILE = 24
-"""Neighbours of one row in threadgroup memory at a time, a multiple of 8."""
+"""Neighbors of one row in threadgroup memory at a time, a multiple of 8."""
 
 LARGEST_C = 32 * 1024 // (4 * LARGEST_TILE) // SIMDGROUP_COLUMNS * SIMDGROUP_COLUMNS
 """Channels of which the largest tile fits 32 KiB: 320."""
@@ -32,10 +32,10 @@ LARGEST_C = 32 * 1024 // (4 * LARGEST_TILE) // SIMDGROUP_COLUMNS * SIMDGROUP_COL
 
 @dataclass(frozen=True, eq=False)
 class Messages:
-    """All messages of one layer, of M rows with K neighbours each."""
+    """All messages of one layer, of M rows with K neighbors each."""
 
     x_i: mx.array  # [M, C] what the row's own node adds
-    x_j: mx.array  # [*, C] table of what neighbours add
+    x_j: mx.array  # [*, C] table of what neighbors add
     where: mx.array  # [M, K] int32 rows of `x_j`
     mask: mx.array  # [M, K]
     edges: mx.array  # [R, K, C] h_E, or E·h_E where there is no W1
@@ -93,7 +93,7 @@ def launch(m: Messages) -> dict[str, Any]:
 
 
 def tile_of(K: int) -> int:
-    """Neighbours a tile: an even share of K, rounded up to a multiple of 8, at most 24."""
+    """Neighbors a tile: an even share of K, rounded up to a multiple of 8, at most 24."""
     tiles = -(-K // LARGEST_TILE)
     share = -(-K // tiles)
     return -(-share // 8) * 8

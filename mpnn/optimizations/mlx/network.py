@@ -7,10 +7,10 @@ A state dict of the torch network loads as it is. What is computed differently, 
 2. W1·[h_i | h_E | s_j | h_j] = A·h_i + E·h_E + S·s_j + V·h_j, W1 split by blocks: A and V act on
    nodes instead of edges, S·s_j is a table of 21 rows, E·h_E of the decoder is made once.
 3. Σ_j (W3·m_j + b3) = W3·Σ_j m_j + K·b3: one product per node instead of one per edge.
-4. Neighbours seen and unseen stand in one table: rows n·R + j hold what j shows once it is decoded
+4. Neighbors seen and unseen stand in one table: rows n·R + j hold what j shows once it is decoded
    in sample n, rows N·R + j what it shows before. Ranks say which row an edge reads.
 
-Shapes: B structures, N samples, L residues, K neighbours, C hidden, M message rows, V = 21 letters.
+Shapes: B structures, N samples, L residues, K neighbors, C hidden, M message rows, V = 21 letters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Structures(TypedDict):
     residue_idx: mx.array  # [B, L]
     chain_encoding: mx.array  # [B, L]
     valid: mx.array  # [B, L] bool
-    E_idx: mx.array | None  # [B, L, K], neighbours found elsewhere
+    E_idx: mx.array | None  # [B, L, K], neighbors found elsewhere
 
 
 class Encoded(TypedDict):
@@ -44,7 +44,7 @@ class Encoded(TypedDict):
 
     mask: mx.array  # [R]
     E_idx: mx.array  # [R, K] rows
-    neighbor_mask: mx.array  # [R, K], 0 where the neighbour is padding
+    neighbor_mask: mx.array  # [R, K], 0 where the neighbor is padding
     h_V: mx.array  # [R, C]
     edges: list[mx.array]  # [R, K, C] for each decoder layer, E·h_E + b1
     unseen: list[mx.array]  # [R, C] for each decoder layer, V·h_j
@@ -74,7 +74,7 @@ class ProteinFeatures(nn.Module):
         self.norm_edges = nn.LayerNorm(config.hidden_dim)
 
     def __call__(self, batch: Structures) -> tuple[mx.array, mx.array]:
-        """Edge vectors after the LayerNorm [R, K, C] and neighbours E_idx [R, K]."""
+        """Edge vectors after the LayerNorm [R, K, C] and neighbors E_idx [R, K]."""
         ca = batch["X"][:, :, CA]
         E_idx, D = graph.neighbors(ca, batch["mask"], batch["valid"], self.k, batch["E_idx"])
         residue, chain = batch["residue_idx"].flatten(), batch["chain_encoding"].flatten()

@@ -1,7 +1,8 @@
-"""Checkpoints: our own, the published ones, and where a name leads; all checked before use.
+"""Checkpoints: our own, the published ones, and the files that names lead to; checked before use.
 
 Our own form is safetensors with the configuration and a card (a JSON object that says where the
-weights come from) in its metadata. The published form is a torch pickle, read without running code.
+weights come from) in its metadata; it is read without importing torch. The published form is a
+torch pickle (`mpnn.published`).
 """
 
 from __future__ import annotations
@@ -9,27 +10,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import safetensors.torch
-import torch
-from torch import Tensor
+import safetensors
+from numpy.typing import NDArray
 
 from mpnn.config import ModelConfig, NetworkConfig, SSMConfig
 from mpnn.download import PUBLISHED, cache_folder, cached, fetch, git_blob_id
 from mpnn.errors import InputError
-from mpnn.networks import Network, make_network
 from mpnn.output import write_whole
+from mpnn.parameters import Arrays, deterministic_arrays, parameter_shapes
+from mpnn.published import read_published
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mpnn.networks import Network
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Folder of the checkpoints that come with the package."""
 
 PREFERRED = ("baseline", "minimal")
-"""Shipped names that stand in, first found, where a user names no weights."""
+"""Shipped names to use where none is given, in order of preference."""
 
 METADATA_KEY = "mpnn"
 SCALE = ".int8_scale"
@@ -38,28 +44,94 @@ SCALE = ".int8_scale"
 Card = dict[str, Any]
 
 
-def formula_weights(config: NetworkConfig) -> Network:
-    """A network whose weights follow from the names of its parameters: no file is needed.
+class Checkpoint(NamedTuple):
+    """What a file of weights holds.
 
-    Normal numbers w seeded by the name: matrices w/√(last axis), LayerNorm weights 1 + 0.1·w, other
-    vectors 0.1·w; drawn in float64 and kept in float32.
+    Attributes:
+        arrays: float32 parameters by name, with the shapes of `parameter_shapes(config)`.
+        config: size of the network.
+        card: what is known about the weights.
     """
-    weights = {}
-    for name, shape in _shapes(config).items():
-        w = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-        if w.ndim > 1:
-            w = w / np.sqrt(shape[-1])
-        else:
-            w = 0.1 * w + (1.0 if name.endswith("weight") else 0.0)
-        weights[name] = torch.from_numpy(w).float()
-    return _with_weights(config, weights)
+
+    arrays: Arrays
+    config: NetworkConfig
+    card: Card
+
+
+def load_arrays(name_or_path: str | Path) -> Checkpoint:
+    """Loads the weights that a name or a path leads to, as numpy arrays.
+
+    The card always has `name`. Other keys are those stored with the checkpoint, or, for a published
+    one, `noise_level` in Å (None where the file does not say), `blob_id`, and `published`, the name
+    of the published file that has this id or None: a local file need not be one.
+
+    Raises:
+        InputError: `find_weights` finds nothing, or the file is damaged, would run code, is of
+            another form, or has a tensor that does not fit.
+    """
+    path = find_weights(name_or_path)
+    arrays, config, card = _read_own(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return Checkpoint(arrays, config, {"name": path.stem, **card})
+
+
+def load_weights(name_or_path: str | Path) -> tuple[Network, Card]:
+    """Loads the weights that a name or a path leads to, as a torch network on the CPU.
+
+    Returns:
+        The network in float32, and the card; see `load_arrays`.
+
+    Raises:
+        InputError: see `load_arrays`.
+    """
+    arrays, config, card = load_arrays(name_or_path)
+    return build_network(config, arrays), card
+
+
+def load_checkpoint(path: str | Path) -> tuple[Network, Card]:
+    """Reads our own form: the network in float32 on the CPU, and its card as stored.
+
+    Raises:
+        InputError: the file is missing, damaged or not of this form, or a tensor does not fit.
+    """
+    arrays, config, card = _read_own(_existing(path))
+    return build_network(config, arrays), card
+
+
+def load_published(path: str | Path) -> tuple[Network, Card]:
+    """Reads the published form: the network in float32 on the CPU, and its card (`load_arrays`).
+
+    Raises:
+        InputError: the file is missing, damaged, would run code or has another form.
+    """
+    arrays, config, card = _read_pickle(_existing(path))
+    return build_network(config, arrays), card
+
+
+def formula_weights(config: NetworkConfig) -> Network:
+    """A torch network with deterministic weights (`deterministic_arrays`): no file is needed."""
+    return build_network(config, deterministic_arrays(config))
+
+
+def build_network(config: NetworkConfig, arrays: Arrays) -> Network:
+    """A torch network with these parameters, whose memory it shares."""
+    import torch
+
+    from mpnn.networks import make_network
+
+    # Its random weights are thrown away. Building on the meta device would need none, but imports
+    # torch._dynamo and sympy, which takes a second; a forked generator leaves the caller's alone.
+    with torch.random.fork_rng(devices=[]):
+        model = make_network(config)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    model.load_state_dict(tensors, assign=True)
+    return model
 
 
 def save_checkpoint(
     path: str | Path,
     model: Network,
     card: Mapping[str, Any],
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Writes our own form, whole or not at all.
 
@@ -67,12 +139,16 @@ def save_checkpoint(
         path: ends in `.safetensors`.
         model: the network; its configuration is stored too.
         card: what JSON can hold: name, training data, steps, measured accuracy, license.
-        dtype: stored type, read back as float32; float16 halves the file. int8 quarters it:
-            matrices [rows, columns] as whole numbers with scales [rows, 1], the rest in float16.
+        dtype: stored type, read back as float32; None stores float32, float16 halves the file.
+            int8 quarters it: matrices [rows, columns] as whole numbers with scales [rows, 1], the
+            rest in float16.
 
     Raises:
         InputError: the path has another ending or cannot be written.
     """
+    import safetensors.torch
+    import torch
+
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: a checkpoint is written as .safetensors; change the ending")
@@ -80,80 +156,10 @@ def save_checkpoint(
     if dtype is torch.int8:
         tensors = _in_int8(weights)
     else:
-        tensors = {name: t.to(dtype).contiguous() for name, t in weights.items()}
+        tensors = {name: t.to(dtype or torch.float32).contiguous() for name, t in weights.items()}
     about = {"config": dataclasses.asdict(model.config), "card": dict(card)}
     metadata = {METADATA_KEY: json.dumps(about, sort_keys=True, ensure_ascii=False)}
     write_whole(path, safetensors.torch.save(tensors, metadata))
-
-
-def load_weights(name_or_path: str | Path) -> tuple[Network, Card]:
-    """The network that a name or a path leads to, in float32 on the CPU, and its card.
-
-    The card always has `name`. Other keys are those stored with the checkpoint, or, for a published
-    one, those of `load_published`.
-
-    Raises:
-        InputError: see `find_weights`, `load_checkpoint` and `load_published`.
-    """
-    path = find_weights(name_or_path)
-    own = path.suffix == ".safetensors"
-    model, card = load_checkpoint(path) if own else load_published(path)
-    return model, {"name": path.stem, **card}
-
-
-def load_checkpoint(path: str | Path) -> tuple[Network, Card]:
-    """Reads our own form: the network in float32 on the CPU, and its card.
-
-    Raises:
-        InputError: the file is missing, damaged or not of this form, or a tensor does not fit.
-    """
-    path = _existing(path)
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a whole safetensors file ({error}); copy or fetch it again"
-        ) from error
-    if not isinstance(about, dict) or not isinstance(about.get("card"), dict):
-        raise InputError(f"{path}: has no configuration inside; mpnn did not write this file")
-    config = _stored_config(path, about.get("config"))
-    return _with_weights(config, _checked(path, _from_int8(stored), config)), about["card"]
-
-
-def load_published(path: str | Path) -> tuple[Network, Card]:
-    """Reads the published form; layers and width follow from the tensors, k from `num_edges`.
-
-    Returns:
-        The network in float32 on the CPU, and a card: `noise_level` in Å (None where the file does
-        not say), `blob_id`, and `published`, the name of the published file that has this id or
-        None: a local file need not be one.
-
-    Raises:
-        InputError: the file is missing, damaged, wants to run code or has another form.
-    """
-    path = _existing(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the bytes lead it to
-        raise InputError(
-            f"{path}: cannot be read as a checkpoint, or wants to run code, which is refused "
-            f"({_first_sentence(error)}); fetch it again, or name a .safetensors or published .pt"
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("model_state_dict"), dict):
-        raise InputError(f"{path}: no model_state_dict inside, as published checkpoints have")
-    tensors = content["model_state_dict"]
-    config = _implied_config(path, tensors, content.get("num_edges"))
-    weights = _checked(path, tensors, config)
-    blob_id = git_blob_id(path)
-    published = next((name for name, p in PUBLISHED.items() if p.blob_id == blob_id), None)
-    card = {
-        "noise_level": content.get("noise_level"),
-        "blob_id": blob_id,
-        "published": published,
-    }
-    return _with_weights(config, weights), card
 
 
 def find_weights(name_or_path: str | Path) -> Path:
@@ -224,21 +230,31 @@ def _existing(path: str | Path) -> Path:
     return path
 
 
-def _first_sentence(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _read_own(path: Path) -> Checkpoint:
+    """Reads our own form, with numpy alone; the card as stored."""
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); copy or fetch it again"
+        ) from error
+    except TypeError as error:  # bfloat16 and float8, which numpy lacks
+        raise InputError(f"{path}: {error}; store the tensors in float32 or float16") from error
+    if not isinstance(about, dict) or not isinstance(about.get("card"), dict):
+        raise InputError(f"{path}: has no configuration inside; mpnn did not write this file")
+    config = _stored_config(path, about.get("config"))
+    return Checkpoint(_checked(path, _from_int8(stored), config), config, about["card"])
 
 
-def _shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter, by name."""
-    with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in make_network(config).state_dict().items()}
-
-
-def _with_weights(config: NetworkConfig, weights: Mapping[str, Tensor]) -> Network:
-    with torch.device("meta"):
-        model = make_network(config)
-    model.load_state_dict(weights, assign=True)
-    return model
+def _read_pickle(path: Path) -> Checkpoint:
+    """Reads the published form; the card without `name`."""
+    arrays, config, noise_level = read_published(path)
+    blob_id = git_blob_id(path)
+    published = next((name for name, p in PUBLISHED.items() if p.blob_id == blob_id), None)
+    card = {"noise_level": noise_level, "blob_id": blob_id, "published": published}
+    return Checkpoint(_checked(path, arrays, config), config, card)
 
 
 def _stored_config(path: Path, stored: object) -> NetworkConfig:
@@ -259,33 +275,10 @@ def _stored_config(path: Path, stored: object) -> NetworkConfig:
         ) from error
 
 
-def _implied_config(path: Path, tensors: Mapping[Any, Any], k: object) -> ModelConfig:
-    """The configuration that published tensors imply.
-
-    Raises:
-        InputError: k is no whole number, or the tensors are of another kind of network.
-    """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"{path}: the number of neighbors is {k!r}; a whole number is needed")
-    bias = tensors.get("W_e.bias")
-    width = len(bias) if isinstance(bias, Tensor) and bias.dim() == 1 else 0
-    encoder_layers, decoder_layers = (_count_layers(tensors, p) for p in ("encoder", "decoder"))
-    if not (width and encoder_layers and decoder_layers):
-        raise InputError(
-            f"{path}: not the tensors of a ProteinMPNN: encoder_layers.0…, decoder_layers.0… and "
-            "W_e.bias [C] are needed; a CA-only or ligand model cannot be used"
-        )
-    return ModelConfig(encoder_layers, decoder_layers, width, k)
-
-
-def _count_layers(tensors: Mapping[Any, Any], part: str) -> int:
-    prefix = f"{part}_layers."
-    names = [str(name) for name in tensors]
-    return len({name.split(".")[1] for name in names if name.startswith(prefix)})
-
-
 def _in_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Matrices as int8 with the scales of their rows, the largest of each at ±127."""
+    import torch
+
     tensors = {}
     for name, t in weights.items():
         if t.ndim != 2:
@@ -297,39 +290,41 @@ def _in_int8(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _from_int8(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `_in_int8` wrote, as float32; other tensors, and scales that fit none, as they are."""
-    tensors = dict(stored)
+def _from_int8(stored: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What `_in_int8` wrote, as float32; other arrays, and scales that fit none, as they are."""
+    arrays = dict(stored)
     for name, scale in stored.items():
         matrix = stored.get(name.removesuffix(SCALE))
         if name.endswith(SCALE) and matrix is not None and scale.shape == (len(matrix), 1):
-            tensors[name.removesuffix(SCALE)] = matrix * tensors.pop(name)
-    return tensors
+            arrays[name.removesuffix(SCALE)] = matrix * arrays.pop(name)
+    return arrays
 
 
-def _checked(path: Path, tensors: Mapping[Any, Any], config: NetworkConfig) -> dict[str, Tensor]:
-    """The tensors in float32.
+def _checked(path: Path, found: Mapping[Any, Any], config: NetworkConfig) -> Arrays:
+    """The parameters in float32.
 
     Raises:
         InputError: names, shapes or values are not those of the network.
     """
-    shapes = _shapes(config)
-    missing = [name for name in shapes if name not in tensors]
-    extra = [str(name) for name in tensors if name not in shapes]
+    shapes = parameter_shapes(config)
+    missing = [name for name in shapes if name not in found]
+    extra = [str(name) for name in found if name not in shapes]
     if missing or extra:
         raise InputError(
             f"{path}: tensors do not match {config}: missing {_listed(missing)}; unexpected "
             f"{_listed(extra)}; a CA-only or ligand model cannot be used"
         )
     for name, shape in shapes.items():
-        tensor = tensors[name]
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        array = found[name]
+        if not hasattr(array, "shape"):
             raise InputError(f"{path}: {name} is not a tensor of real numbers")
-        if tuple(tensor.shape) != shape:
-            raise InputError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {shape}")
-        if not bool(torch.isfinite(tensor).all()):
+        if tuple(array.shape) != shape:
+            raise InputError(f"{path}: {name} has shape {tuple(array.shape)}, not {shape}")
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            raise InputError(f"{path}: {name} is not a tensor of real numbers")
+        if not np.isfinite(array).all():
             raise InputError(f"{path}: {name} holds NaN or infinity; fetch or train it again")
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    return {name: found[name].astype(np.float32, copy=False) for name in shapes}
 
 
 def _listed(names: list[str], limit: int = 4) -> str:

@@ -61,9 +61,9 @@ def _user_errors() -> Iterator[None]:
 def design(files: Files, options: DesignOptions) -> None:
     """Draw sequences for structures; one file each, in the form that ProteinMPNN writes."""
     with _user_errors():
-        from mpnn import jobs
+        from mpnn import campaign
 
-        raise typer.Exit(jobs.design(files, options))
+        raise typer.Exit(campaign.design(files, options))
 
 
 @app.command()
@@ -71,9 +71,9 @@ def design(files: Files, options: DesignOptions) -> None:
 def score(files: Files, options: ScoreOptions) -> None:
     """Score structures' own sequences, or given ones, with probabilities for every residue."""
     with _user_errors():
-        from mpnn import jobs
+        from mpnn import campaign
 
-        raise typer.Exit(jobs.score(files, options))
+        raise typer.Exit(campaign.score(files, options))
 
 
 Settings = Annotated[

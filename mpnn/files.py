@@ -21,10 +21,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mpnn.atomic import write_whole
 from mpnn.download import fetch
 from mpnn.errors import InputError
 from mpnn.options import DONE, FAILED, INTERRUPTED, SOME_FAILED, STDOUT
-from mpnn.output import write_whole
 from mpnn.structure import name_of
 
 ENDINGS = (".pdb", ".ent", ".cif", ".mmcif")

@@ -19,11 +19,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mpnn.atomic import write_whole
 from mpnn.config import ModelConfig, NetworkConfig, SSMConfig
 from mpnn.download import PUBLISHED, cache_folder, cached, fetch, git_blob_id
 from mpnn.errors import InputError
 from mpnn.networks import Network, make_network
-from mpnn.output import write_whole
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Folder of the checkpoints that come with the package."""

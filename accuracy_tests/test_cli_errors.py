@@ -229,6 +229,18 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
         (["--bias-per-residue", "deep.json"], "deep.json: is not JSON"),
         (["--omit-per-residue", "twice.json"], "twice.json: is not JSON ('A1' occurs twice)"),
         (["--omit-per-residue", "list.json"], "list.json: a JSON object is needed"),
+        (["--rules", "none.json"], "none.json: cannot be read"),
+        (["--rules", "names.json"], "no structure of this run is called other"),
+        (["--published-rules", "names.json"], "no entry for dimer.pdb"),
+        (["--published-rules", "dimer.pdb"], "dimer.pdb: is not JSON"),
+        (["--published-rules", "list.json"], "list.json: a JSON object"),
+        (["--fixed", "names.json"], "names.json: no entry for dimer.pdb; add 'dimer'"),
+        (["--pssm-multi", "0.5"], "need a PSSM"),
+        (["--pssm-multi", "much"], "invalid float value: 'much'"),
+        (["--homo-oligomer", "--tied", "A1,B1"], "exclude each other"),
+        (["--num-seqs", "many"], "invalid int value: 'many'"),
+        (["--order", "odd"], "invalid choice: 'odd'"),
+        (["--redesign", "A1"], "unrecognized arguments: --redesign A1; see mpnn --help"),
         (["--out", ""], "--out is empty"),
         (["--out", "dimer.pdb"], "--out dimer.pdb"),
         (["--out", "dimer.pdb/x"], "--out dimer.pdb/x"),
@@ -238,12 +250,14 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
 def test_bad_options(here: Path, arguments: list[str], message: str) -> None:
     """Each option that cannot be used ends with exit code 2, a sentence that says why, no file."""
     (here / "list.json").write_text("[]")
+    (here / "names.json").write_text('{"other": {}}')
     (here / "deep.json").write_text("[" * 100_000)
     (here / "twice.json").write_text('{"A1": "C", "A1": "D"}')
     before = sorted(p.name for p in here.iterdir())
     result = run("design", "dimer.pdb", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert result.stderr.count("error: ") == 1
     assert "Traceback" not in result.output
     assert not list(here.glob("seqs/*"))
     assert sorted(p.name for p in here.iterdir() if p.name != "seqs") == before
@@ -280,6 +294,7 @@ def test_no_weights_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--weights" in result.stderr
 
 
+TEXT_RULES = ["--chains", "--fixed", "--redesigned", "--tied", "--omit", "--bias"]
 words = st.text(st.sampled_from("AB1234,:-|=. XZ!é{}"), max_size=10)
 
 
@@ -287,7 +302,10 @@ words = st.text(st.sampled_from("AB1234,:-|=. XZ!é{}"), max_size=10)
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(option=st.sampled_from(["--chains", "--fixed", "--tied", "--omit", "--bias"]), value=words)
+@given(
+    option=st.sampled_from(["--chains", "--fixed", "--redesigned", "--tied", "--omit", "--bias"]),
+    value=words,
+)
 def test_any_rule_is_kept_or_refused(option: str, value: str) -> None:
     """No text in a rule leads to anything but designs or one line of error."""
     result = run("design", "dimer.pdb", f"{option}={value}", "--out", "-")

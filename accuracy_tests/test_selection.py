@@ -163,7 +163,7 @@ def test_ties_of_ranges():
         ["B1", "BB:2"],
         ["B2", "BB:3"],
         ["71", "D1:5", "D:1"],
-        ["72", "D1:6", "D:2"],
+        ["72", "D1:6", "D2"],
         ["B3", "BB:1"],
     ]
     assert [tie.weights for tie in ties] == [(1, -0.5)] * 2 + [(1, 1, 1)] * 2 + [(1, 1)]
@@ -189,7 +189,7 @@ def test_ties_of_ranges():
     ],
 )
 def test_ties_refused(text, message):
-    """A tie of one part, of unequal ranges, of one residue twice or with a bad weight is an error."""
+    """A tie of one part, unequal ranges or one residue twice, or a bad weight, is an error."""
     with pytest.raises(InputError, match=message):
         parse_ties(text, ODD)
 

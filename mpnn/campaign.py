@@ -85,11 +85,11 @@ def design(paths: Sequence[str], rules: Mapping[str, Any], options: DesignOption
             seeds,
             options.batch_size,
             advance,
-            options.order.value,
+            options.order,
             rules=applied,
         )
         text = render_designs(designs, options.format, model.name, VERSION)
-        what = f"{len(designs)} designs by {model.name}"
+        what = f"{len(designs)} design{'s' * (len(designs) > 1)} by {model.name}"
         return Result(text, _summary(what, designs.backbone))
 
     return run(structures, work, options.out, SUFFIX[options.format])

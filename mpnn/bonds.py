@@ -210,7 +210,11 @@ def hidden_breaks(polymer: Polymer) -> dict[int, float]:
 
 
 def split_at_breaks(polymers: dict[str, Polymer], taken: Sequence[str]) -> dict[str, Polymer]:
-    """Chains parted at their hidden breaks; what follows one gets the next free letter."""
+    """Chains parted at their hidden breaks; what follows one gets the next free name.
+
+    Raises:
+        InputError: there are more breaks than names.
+    """
     letters = string.ascii_uppercase + string.ascii_lowercase + string.digits
     free = (x for x in (*letters, *(a + b for a in letters for b in letters)) if x not in taken)
     parts: dict[str, Polymer] = {}
@@ -219,7 +223,12 @@ def split_at_breaks(polymers: dict[str, Polymer], taken: Sequence[str]) -> dict[
         first, *others = (slice(a, b) for a, b in pairwise(edges))
         parts[name] = polymer.part(first)
         for rows in others:
-            new = next(free)
+            new = next(free, "")
+            if not new:
+                raise InputError(
+                    f"chain {name} has {len(others)} breaks, too many to name a chain after each; "
+                    "read it without splitting at breaks, or repair its backbone"
+                )
             parts[new] = polymer.part(rows, new)
             parts[new].notes = {PARTED: [f"{polymer.address(rows.start)} on is chain {new}"]}
     return parts

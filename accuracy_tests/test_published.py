@@ -120,8 +120,10 @@ def test_pssm(tmp_path: Path, gapped: Backbone) -> None:
         "pssm_log_odds": np.ones((6, 21)).tolist(),
     }
     content = {"5TTA": {"A": arrays, "B": {}}}
-    rules, _ = rules_from(tmp_path, gapped, content, pssm_multi=0.3, pssm_threshold=None)
-    assert rules == Rules(pssm={"A": arrays}, pssm_multi=0.3)
+    rules, _ = rules_from(tmp_path, gapped, content, pssm_multi=0.3, pssm_threshold=0.0)
+    assert rules == Rules(pssm={"A": arrays}, pssm_multi=0.3, pssm_threshold=0.0)
+    without, notes = rules_from(tmp_path, gapped, {"5TTA": {"A": {}, "B": {}}}, pssm_multi=0.3)
+    assert (without, notes) == (Rules(), ["no PSSM for this structure"])
 
 
 def test_several_files_add_up(tmp_path: Path, gapped: Backbone) -> None:
@@ -222,6 +224,17 @@ def test_labels_do_not_count_other_molecules(tmp_path: Path) -> None:
     water = "HETATM   99  O   HOH W   1       1.000   2.000   3.000  1.00  0.00           O\n"
     (tmp_path / "x.pdb").write_text(water + pdb_text(DIMER).replace("END\n", "") + LABELS)
     assert fixed_labels(tmp_path / "x.pdb", read_structure(tmp_path / "x.pdb"))[0] == ["A3", "B2"]
+
+
+def test_labels_after_a_chain_was_split(tmp_path: Path) -> None:
+    """Labels count the file's residues where reading gave part of a chain a new name."""
+    lines = pdb_text(with_gaps(DIMER, 1)).splitlines()[:-1]
+    second = [f"{s[:21]}A{int(s[22:26]) + 6:4d}{s[26:]}" for s in lines[20:]]  # chain B
+    path = tmp_path / "merged.pdb"
+    path.write_text(LABELS + "\n".join(lines[:20] + second) + "\n")
+    split = read_structure(path, split_breaks=True)
+    assert len(split.chain_ids) == 2
+    assert fixed_labels(path, split)[0] == ["A4", f"{split.chain_ids[1]}9"]
 
 
 def test_no_labels_is_a_note(tmp_path: Path) -> None:

@@ -186,8 +186,8 @@ def _rule_book(
 
 def _read(path: Path, book: RuleBook, options: RunOptions) -> tuple[Backbone, Rules]:
     """A structure, with notes about its rules, and its rules."""
-    splitting: dict[str, Any] = {"split_breaks": True} if options.split_breaks else {}
-    backbone = read_structure(path, model=options.structure_model, **splitting)
+    model = options.structure_model
+    backbone = read_structure(path, model=model, split_breaks=options.split_breaks)
     rules, notes = book.rules(path, backbone)
     return dataclasses.replace(backbone, notes=(*backbone.notes, *notes)), rules
 

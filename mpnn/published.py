@@ -203,7 +203,7 @@ def _bias_by_res(entry: Any, backbone: Backbone) -> tuple[Fields, list[str]]:
 
 def _pssm(entry: Any, backbone: Backbone) -> tuple[Fields, list[str]]:
     present, notes = _chains_present(entry, backbone)
-    return ({"pssm": present} if present else {}), notes
+    return {"pssm": present}, notes
 
 
 _TRANSLATORS: dict[str, Callable[[Any, Backbone], tuple[Fields, list[str]]]] = {

@@ -107,11 +107,15 @@ class RuleBook:
             notes += more
             if places:
                 fields["fixed"] = _joined(fields, ",".join(places))
+        if fields.get("pssm") == {}:  # a pssm file without a profile for this structure
+            for name in ("pssm", "pssm_multi", "pssm_threshold"):
+                fields.pop(name, None)
+            notes.append("no PSSM for this structure")
         return Rules(**fields), notes
 
     def _add_option(self, name: str, value: Any, files: Sequence[Path]) -> None:
         kind = RULES[name].metadata["kind"]
-        if value in (None, "", False) or (kind == NUMBER and value == RULES[name].default):
+        if value is None or value is False or value in ("", RULES[name].default):
             return
         if kind == TEXT_OR_JSON and value.endswith((".json", ".jsonl")):
             entries = _assigned(read_json(value), files, value)

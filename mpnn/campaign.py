@@ -162,9 +162,7 @@ def run(structures: Sequence[Path], work: Work, out: str, suffix: str) -> int:
                     failed += 1
                 progress.update(task, completed=number)
         except KeyboardInterrupt:
-            console.print(
-                f"interrupted: the results of {done} of {len(structures)} files are complete"
-            )
+            console.print(f"interrupted: {done} of {len(structures)} results are complete")
             return INTERRUPTED
     if failed:
         console.print(f"{failed} of {len(structures)} files failed", style="red")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpnn.download import fetch
 from mpnn.errors import InputError
 from mpnn.options import STDOUT
 from mpnn.structure import name_of
@@ -16,6 +16,8 @@ from mpnn.structure import name_of
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+T = TypeVar("T")
 
 ENDINGS = (".pdb", ".ent", ".cif", ".mmcif")
 """Endings of the structures that are read from folders, with or without .gz."""
@@ -53,6 +55,8 @@ def structure_files(paths: Sequence[str], out: str) -> list[Path]:
 
 def fetch_all(names: Sequence[str]) -> Iterator[Path]:
     """Downloads published weights one after another and shows progress; see `download.fetch`."""
+    from mpnn.download import fetch
+
     with progress_bar(log_console()) as progress:
         for name in names:
             task = progress.add_task(name)
@@ -63,8 +67,41 @@ def fetch_all(names: Sequence[str]) -> Iterator[Path]:
             yield fetch(name, progress=show)
 
 
-def progress_bar(console: Console) -> Progress:
+class PlainConsole:
+    """Prints lines to standard error; spares pipelines the import of rich."""
+
+    is_terminal = False
+
+    def print(self, text: str, style: str | None = None) -> None:  # noqa: ARG002, as rich's
+        """Prints one line."""
+        if sys.stderr is not None:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+class NoProgress:
+    """Stands for rich's progress bar where no terminal shows it."""
+
+    def __enter__(self) -> NoProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def add_task(self, *_: Any, **__: Any) -> Any:
+        """Does nothing."""
+
+    advance = update = add_task
+
+    def track(self, items: Sequence[T]) -> Sequence[T]:
+        """Returns the items to iterate over."""
+        return items
+
+
+def progress_bar(console: Console | PlainConsole) -> Progress | NoProgress:
     """Returns a bar of files done and time left; shown on terminals only."""
+    if not console.is_terminal or isinstance(console, PlainConsole):
+        return NoProgress()
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -80,30 +117,31 @@ def progress_bar(console: Console) -> Progress:
         TextColumn("left"),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
     )
 
 
-def log_console() -> Console:
+def log_console() -> Console | PlainConsole:
     """Returns a console on standard error, for everything but results."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return PlainConsole()
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
-def read_json(path: str | None) -> dict[str, Any]:
-    """Reads an object from a JSON file, or from the lines of a .jsonl file; {} if path is None.
+def read_json(path: str) -> dict[str, Any]:
+    """Reads an object from a JSON file, or one from all lines of a .jsonl file.
 
     Raises:
         InputError: the file is missing, is not JSON or holds no object, or a key occurs twice.
     """
-    if path is None:
-        return {}
     text = read_text(path)
-    texts = [line for line in text.splitlines() if line.strip()] if _is_jsonl(path) else [text]
+    texts = [text]
+    if path.lower().endswith(".jsonl"):
+        texts = [line for line in text.splitlines() if line.strip()] or texts
     pairs: list[tuple[str, Any]] = []
     try:
-        for part in texts or [text]:
+        for part in texts:
             content = json.loads(part, object_pairs_hook=_unrepeated)
             if not isinstance(content, dict):
                 raise InputError(f'{path}: a JSON object is needed, such as {{"A12": …}}')
@@ -113,10 +151,6 @@ def read_json(path: str | None) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error})") from error
-
-
-def _is_jsonl(path: str) -> bool:
-    return path.lower().endswith(".jsonl")
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,7 +193,7 @@ def numbers(text: str, kind: Callable[[str], Any], what: str) -> list[Any]:
     """Parses values separated by commas or spaces.
 
     Raises:
-        InputError: a value is not of the kind, or there is none.
+        InputError: a value is not of the kind, or the text holds no value.
     """
     try:
         values = [kind(word) for word in text.replace(",", " ").split()]

@@ -85,7 +85,7 @@ def design(paths: Sequence[str], rules: Mapping[str, Any], options: DesignOption
             seeds,
             options.batch_size,
             advance,
-            options.order,
+            options.order.value,
             rules=applied,
         )
         text = render_designs(designs, options.format, model.name, VERSION)

@@ -7,9 +7,10 @@ missing on purpose: annotations are read at run time.
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from enum import StrEnum
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from mpnn.rules import FLAG, JSON, NUMBER, TEXT_OR_JSON, Rules
 
@@ -23,11 +24,19 @@ RULES_OF_SCORES = ("chains", "fixed", "redesigned")
 """Rules that matter where sequences are scored, not sampled."""
 
 
-Format = Literal["fasta", "json", "csv"]
-"""Formats of output."""
+class Format(StrEnum):
+    """Formats of output."""
 
-Order = Literal["random", "coloured"]
-"""Decoding orders; `mpnn.design` checks them against its own."""
+    fasta = "fasta"
+    json = "json"
+    csv = "csv"
+
+
+class Order(StrEnum):
+    """Decoding orders."""
+
+    random = "random"
+    coloured = "coloured"
 
 
 @dataclass(frozen=True)
@@ -91,14 +100,14 @@ class DesignOptions(RunOptions):
     ] = "0.1"
     order: Annotated[
         Order, Option("Decoding order: random as published, or graph coloring in fewer steps.")
-    ] = "random"
+    ] = Order.random
     batch_size: Annotated[
         int, Option("Sequences sampled at once; bounds memory, changes no sequence.", metavar="N")
     ] = 8
     out: Annotated[str, Option('Folder for one file per structure; "-" prints.', metavar="DIR")] = (
         "seqs"
     )
-    format: Annotated[Format, Option("Format of the files: .fa, .json or .csv.")] = "fasta"
+    format: Annotated[Format, Option("Format of the files: .fa, .json or .csv.")] = Format.fasta
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ class ScoreOptions(RunOptions):
     )
     format: Annotated[
         Format, Option("csv: a row per residue; json: everything; fasta: sequences.")
-    ] = "csv"
+    ] = Format.csv
 
 
 def add_options(parser: argparse._ActionsContainer, kind: type) -> None:
@@ -138,11 +147,22 @@ def add_options(parser: argparse._ActionsContainer, kind: type) -> None:
 
 
 def _of_type(value_type: Any) -> dict[str, Any]:
-    """How argparse reads a value: `X | None` as X, list[X] from repeated options."""
+    """How argparse reads a value: `X | None` as X, list[X] from several options, enums by name."""
     one = next(t for t in (*get_args(value_type), value_type) if t is not type(None))
-    if get_origin(value_type) is Literal:
-        return {"choices": get_args(value_type)}
-    return {"action": "append"} if get_origin(one) is list else {"type": one}
+    if get_origin(one) is list or get_origin(value_type) is list:
+        return {"action": "append"}
+    if issubclass(one, StrEnum):
+        return {"type": _member_of(one), "choices": list(one)}
+    return {"type": one}
+
+
+def _member_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
+    def member(text: str) -> StrEnum:
+        if text not in list(kind):
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(kind)}")
+        return kind(text)
+
+    return member
 
 
 def add_rules(parser: argparse._ActionsContainer, names: Sequence[str] = ()) -> None:

@@ -68,6 +68,8 @@ def _check_lengths(records: Sequence[str], text: str, where: str) -> None:
 
 def _with_nan(line: re.Match[str]) -> str:
     start, *fields = line.groups()
+    if fields[2][-1].isdigit() and line.string[line.end() : line.end() + 1].isdigit():
+        fields[2] = ""  # its last digits stand in the next columns
     return start + "".join(x if _COORDINATE.fullmatch(x) else "     nan" for x in fields)
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mpnn.backbone import ATOMS, MAX_GAP, Backbone, Chain, assemble, check_chain_names
 from mpnn.bonds import (
+    PEPTIDE_BOND,
     Notes,
     Polymer,
     hidden_breaks,
@@ -47,6 +48,7 @@ _HIGHEST = "alternate conformations, the one with the highest occupancy kept"
 _MOST_COMPLETE = "alternate conformations, the most complete one kept"
 _OXYGEN = "C-terminal oxygen of another name read as O"
 _GEOMETRY = f"implausible bonds, N–CA or CA–C not {BOND_RANGE[0]} to {BOND_RANGE[1]} Å"
+_END_TO_END = "chains bonded end to end"
 _BACKWARDS = "numbers run backwards without a bond"
 
 
@@ -90,7 +92,7 @@ def read_structure(
         polymers = {chain: polymers[chain] for chain in order}
     whole = [with_insertion_codes(polymer, tree.where) for polymer in polymers.values()]
     _check_atoms(whole, tree.where)
-    notes += [*_residue_notes(whole), *_break_notes(whole)]
+    notes += [*_residue_notes(whole), *_break_notes(whole), *_end_to_end_notes(whole)]
     return assemble(name or tree.name, [_as_chain(polymer) for polymer in whole], notes)
 
 
@@ -243,6 +245,19 @@ def _break_notes(polymers: Sequence[Polymer]) -> list[str]:
     if backwards:
         notes.append(f"{_BACKWARDS} ({len(backwards)}): {_listed(backwards)}")
     return notes
+
+
+def _end_to_end_notes(polymers: Sequence[Polymer]) -> list[str]:
+    """Chains that go on from the end of another, as parts of one chain would."""
+    last = np.array([polymer.xyz[-1, 2] for polymer in polymers])
+    first = np.array([polymer.xyz[0, 0] for polymer in polymers])
+    lengths = np.linalg.norm(last[:, None] - first, axis=-1)
+    bonded = [
+        f"{polymers[a].address(-1)}–{polymers[b].address(0)}"
+        for a, b in np.argwhere(lengths <= PEPTIDE_BOND).tolist()
+        if a != b
+    ]
+    return [f"{_END_TO_END} ({len(bonded)}): {_listed(bonded)}"] if bonded else []
 
 
 def _listed(items: Sequence[object], limit: int = 8) -> str:

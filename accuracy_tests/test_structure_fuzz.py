@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from hypothesis import given, settings
@@ -53,13 +53,17 @@ def residues(lines: Lines) -> list[Lines]:
     return blocks
 
 
-def joined(blocks: list[Lines]) -> Lines:
+def joined(blocks: Iterable[Lines]) -> Lines:
     return [line for block in blocks for line in block]
 
 
 def some_run(draw: st.DrawFn, blocks: list[Lines]) -> tuple[int, int]:
-    start = draw(st.integers(0, len(blocks) - 1))
-    return start, draw(st.integers(start + 1, min(start + 12, len(blocks))))
+    """First residue of a run and the one after it, often at the end of a chain."""
+    size = draw(st.integers(1, min(12, len(blocks))))
+    last = len(blocks) - size
+    ends = [min(max(row, 0), last) for row in (0, 24 - size, 24, last)]
+    start = draw(st.integers(0, last) | st.sampled_from(ends))
+    return start, start + size
 
 
 def on_a_run(change: Callable[[st.DrawFn, list[Lines]], list[Lines]]) -> Change:
@@ -124,11 +128,13 @@ def number_alike(draw: st.DrawFn, run: list[Lines]) -> list[Lines]:
     return on_atoms(lambda x: columns(x, 23, f"{number:4}"))(run)
 
 
-def number_on(draw: st.DrawFn, lines: Lines) -> Lines:
-    """Numbers that go on from chain to chain."""
-    start = draw(st.integers(-20, 20))
-    blocks = enumerate(residues(lines), start)
-    return joined([on_atoms(lambda x, n=n: columns(x, 23, f"{n:4}"))([b])[0] for n, b in blocks])
+def merge_chains(draw: st.DrawFn, lines: Lines) -> Lines:
+    """All residues under one chain's name, their numbers going on."""
+    first, chain = draw(st.integers(-20, 20)), draw(st.sampled_from("AC "))
+    return joined(
+        on_atoms(lambda x, to=number: columns(x, 22, f"{chain}{to:4}"))([block])[0]
+        for number, block in enumerate(residues(lines), first)
+    )
 
 
 def insertion_codes(draw: st.DrawFn, run: list[Lines]) -> list[Lines]:
@@ -236,7 +242,7 @@ def add_another(draw: st.DrawFn, lines: Lines) -> Lines:
 
 
 LAYOUT: tuple[Change, ...] = (
-    *(move_a_run, shuffle, rename_all_chains, number_on, repeat, add_another),
+    *(move_a_run, shuffle, rename_all_chains, merge_chains, repeat, add_another),
     *map(on_a_run, (shuffle_atoms, rename, as_hetero, rename_chain, renumber, number_alike)),
     *map(on_a_run, (insertion_codes, alternate, drop_atoms, rename_atoms)),
 )
@@ -250,11 +256,12 @@ DAMAGE: tuple[Change, ...] = (
 
 @st.composite
 def changed_files(draw: st.DrawFn) -> str:
-    """The text of a file after one to four changes."""
-    layout = draw(st.lists(st.sampled_from(LAYOUT), max_size=2))
-    damage = draw(st.lists(st.sampled_from(DAMAGE), min_size=not layout, max_size=2))
+    """The text of a file after one to three changes."""
+    count = draw(st.sampled_from([1, 1, 2, 3]))
+    damaged = draw(st.integers(0, count))
     lines = FILE
-    for change in (*layout, *damage):
+    for i in range(count):
+        change = draw(st.sampled_from(LAYOUT if i < count - damaged else DAMAGE))
         lines = change(draw, lines) or lines
     end = draw(st.sampled_from(["\n", "\n", "\n", "\r\n", "\r"]))
     return end.join(lines) + end + "\n"

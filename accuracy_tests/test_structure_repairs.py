@@ -200,9 +200,17 @@ class TestMembers:
         for number in numbers:
             expected[number - 1] = "M"
         assert_same_design(backbone, dataclasses.replace(CLEAN, sequence="".join(expected)))
-        kind = f"residues written after the chain but bonded into it ({len(numbers)}): "
+        kind = f"HETATM residues bonded into the chain ({len(numbers)}): "
         in_place = not ter and numbers in ((60,), (59, 60))
         assert any(note.startswith(kind) for note in backbone.notes) != in_place
+
+    @pytest.mark.parametrize("number", [61, 201])
+    def test_a_free_amino_acid_before_the_chain(self, number):
+        """A ligand that is written first is one all the same."""
+        ligand = moved(hetero(with_columns(lines_of(9), 23, f"{number:4}"), "GLY"), 50)
+        backbone = read([*ligand, *LINES])
+        assert_same_design(backbone)
+        assert backbone.notes == (f"amino acids outside the chain left out (1): A{number} GLY",)
 
     @pytest.mark.parametrize("ter", [["TER"], []])
     @pytest.mark.parametrize("number", [25, 61, 201])
@@ -508,6 +516,27 @@ class TestSources:
         assert read_structure(stack).notes == ("model 1 read, of 2",)
         second = read_structure(stack, model=2)
         np.testing.assert_allclose(second.coords, CHAIN.coords + 1, atol=1e-5)
+
+    def test_atom_array_of_unequal_columns(self):
+        """Annotations that do not belong together are refused."""
+        array = atom_array()
+        array.res_id = array.res_id[1:]
+        with pytest.raises(InputError, match="AtomArray: not a readable structure"):
+            read_structure(array)
+
+    def test_open_files_that_cannot_be_read(self, tmp_path):
+        """A closed file and text that is none are refused with the reason."""
+        path = tmp_path / "bad.pdb"
+        path.write_bytes(b"\xff\xfe\x81")
+        with (
+            path.open(encoding="utf-8") as file,
+            pytest.raises(InputError, match=r"bad\.pdb: cannot be read \("),
+        ):
+            read_structure(file)
+        with pytest.raises(InputError, match=r"bad\.pdb: cannot be read \("):
+            read_structure(file)
+        with pytest.raises(InputError, match="text: no atoms found"):
+            read_structure("\udcff\n")
 
     @pytest.mark.parametrize("source", [5, None, ["ATOM"], np.zeros(3)])
     def test_anything_else_is_refused(self, source):

@@ -2,8 +2,8 @@
 
 * Residues are in file order, unless peptide bonds say that parts of the chain were written
   elsewhere.
-* An amino acid that stands as HETATM behind the chain is one of it where its number and a peptide
-  bond say so; free ones are left out.
+* An amino acid that stands as HETATM outside the chain is in it where its number and a peptide bond
+  say so; free ones are left out.
 * Residues in a row that share a number had insertion codes, and get new ones.
 """
 
@@ -31,7 +31,7 @@ COINCIDENT = 0.1
 Notes = dict[str, list[str]]
 """What was done while reading, by kind: addresses of the residues, or words about them."""
 
-JOINED = "residues written after the chain but bonded into it"
+JOINED = "HETATM residues bonded into the chain"
 REORDERED = "residues put in the order of their bonds"
 LEFT_OUT = "amino acids outside the chain left out"
 CODES = "residues that share a number told apart by new insertion codes"
@@ -155,7 +155,7 @@ def _links(polymer: Polymer, segments: Sequence[range]) -> dict[int, int]:
 
 
 def _without_free(polymer: Polymer) -> Polymer:
-    """Leaves out amino acids behind the chain that neither a bond nor a number puts into it."""
+    """Leaves out amino acids outside the chain that no bond puts into it."""
     loose = [row for row, site in enumerate(polymer.sites) if not site.in_polymer]
     if not loose:
         return polymer
@@ -209,7 +209,9 @@ def hidden_breaks(polymer: Polymer) -> dict[int, float]:
     return dict(zip(rows.tolist(), lengths[rows].tolist(), strict=True))
 
 
-def split_at_breaks(polymers: dict[str, Polymer], taken: Sequence[str]) -> dict[str, Polymer]:
+def split_at_breaks(
+    polymers: dict[str, Polymer], taken: Sequence[str], where: str
+) -> dict[str, Polymer]:
     """Chains parted at their hidden breaks; what follows one gets the next free name.
 
     Raises:
@@ -226,8 +228,8 @@ def split_at_breaks(polymers: dict[str, Polymer], taken: Sequence[str]) -> dict[
             new = next(free, "")
             if not new:
                 raise InputError(
-                    f"chain {name} has {len(others)} breaks, too many to name a chain after each; "
-                    "read it without splitting at breaks, or repair its backbone"
+                    f"{where}: chain {name} has {len(others)} breaks, too many to name a chain "
+                    "after each; read it without splitting at breaks, or repair its backbone"
                 )
             parts[new] = polymer.part(rows, new)
             parts[new].notes = {PARTED: [f"{polymer.address(rows.start)} on is chain {new}"]}

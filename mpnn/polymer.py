@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -90,14 +91,27 @@ def read_sites(chain: gemmi.Chain, name: str, where: str) -> list[Site]:
 def _amino_acids(chain: gemmi.Chain) -> list[tuple[gemmi.Residue, bool]]:
     """Amino acids of a chain, and whether each is surely one of the polymer.
 
-    Without TER records gemmi ends a polymer at the first odd residue: one that stands before an
-    amino acid in ATOM records is in the chain all the same.
+    Without TER records gemmi ends a polymer at the first odd residue, and begins it with a ligand
+    that is written first: a HETATM among ATOM records is in the chain if its number is in place.
     """
     amino_acids = [residue for residue in chain if _is_amino_acid(residue)]
-    in_atom_records = [i for i, residue in enumerate(amino_acids) if residue.het_flag == "A"]
-    end = max(in_atom_records, default=-1)
-    polymer = gemmi.EntityType.Polymer
-    return [(r, i <= end or r.entity_type == polymer) for i, r in enumerate(amino_acids)]
+    numbers = [residue.seqid.num or 0 for residue in amino_acids]
+    anchors = [i for i, residue in enumerate(amino_acids) if residue.het_flag == "A"]
+
+    def is_sure(i: int) -> bool:
+        residue = amino_acids[i]
+        if residue.het_flag == "A":
+            return True
+        after = bisect.bisect(anchors, i)
+        if after or not anchors:
+            if residue.entity_type == gemmi.EntityType.Polymer:
+                return True
+            if after == len(anchors):
+                return False
+        before = numbers[anchors[after - 1]] if after else -math.inf
+        return before <= numbers[i] <= numbers[anchors[after]]
+
+    return [(residue, is_sure(i)) for i, residue in enumerate(amino_acids)]
 
 
 def _is_amino_acid(residue: gemmi.Residue) -> bool:

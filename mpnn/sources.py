@@ -70,8 +70,11 @@ def read_tree(source: Source) -> Tree:
         structure = source.clone()
         name = where = source.name or name
     elif hasattr(source, "atom_name"):
-        structure = _from_atom_array(source)
         where = "AtomArray"
+        try:
+            structure = _from_atom_array(source)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{where}: not a readable structure: {error}") from None
     else:
         name, where, data = _contents(source)
         structure, notes = _parse(_as_text(data, where), where)
@@ -94,8 +97,11 @@ def _contents(source: Any) -> tuple[str, str, bytes]:
     """Name of the structure, name of the source for messages, and bytes."""
     if hasattr(source, "read"):
         path = getattr(source, "name", None)
-        data = source.read()
         where = path if isinstance(path, str) else "open file"
+        try:
+            data = source.read()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{where}: cannot be read ({error})") from None
         name = name_of(Path(path)) if isinstance(path, str) else "structure"
     elif isinstance(source, str) and "\n" in source:
         name, where, data = "structure", "text", source
@@ -106,7 +112,7 @@ def _contents(source: Any) -> tuple[str, str, bytes]:
             f"a {type(source).__name__} is not a structure; give a path, PDB or mmCIF text, an "
             "open file, a gemmi.Structure or a biotite AtomArray"
         )
-    return name, where, data.encode() if isinstance(data, str) else data
+    return name, where, data.encode(errors="replace") if isinstance(data, str) else data
 
 
 def _read_file(path: Path) -> bytes:

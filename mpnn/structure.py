@@ -84,7 +84,7 @@ def read_structure(
     if without := [c.name or "_" for c in picked if (c.name or "_") not in polymers]:
         notes.append(f"chains without protein left out ({len(without)}): {_listed(without)}")
     if split_breaks:
-        polymers = split_at_breaks(polymers, [chain.name for chain in picked])
+        polymers = split_at_breaks(polymers, [chain.name for chain in picked], tree.where)
     if chains is not None:
         asked = chains.split(",") if isinstance(chains, str) else chains
         order = [chain.strip() for chain in asked]

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from dataclasses import dataclass
 from pathlib import Path
 
-import typer.testing
-
-from mpnn.cli import app
+from mpnn import cli
 from mpnn.synthetic import made_up_backbone
 
 DIMER = made_up_backbone(24, chains=2)
 
 
-def run(*arguments: object) -> typer.testing.Result:
+@dataclass(frozen=True)
+class Run:
+    """What a run of the command line left."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        """Everything that was printed."""
+        return self.stdout + self.stderr
+
+
+def run(*arguments: object) -> Run:
     """Runs the command line; anything but an orderly end fails the test."""
-    result = typer.testing.CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
+        try:
+            code = cli.run([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Run(code, out.getvalue(), errors.getvalue())
 
 
 def sequences(path: Path) -> list[str]:

@@ -33,9 +33,9 @@ from pathlib import Path
 import torch
 from recovery_study import SAMPLES, SET, Row, outcomes
 
+from mpnn.atomic import write_whole
 from mpnn.datasets import find_data
 from mpnn.errors import InputError
-from mpnn.output import write_whole
 from mpnn.recovery import compare, summarize
 from mpnn.regression.hardware import this_machine
 from mpnn.regression.recovery_table import ARMS

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mpnn.backbone import ATOMS, Backbone
 from mpnn.config import ModelConfig
@@ -46,6 +49,21 @@ def write_weights(folder: Path, config: ModelConfig = CONFIG) -> Path:
     """A checkpoint with weights by formula."""
     path = folder / "made.safetensors"
     save_checkpoint(path, formula_weights(config), {"license": "MIT"})
+    return path
+
+
+def published_content(config: ModelConfig = CONFIG) -> dict[str, Any]:
+    """What a published file holds."""
+    return {
+        "num_edges": config.k_neighbors,
+        "noise_level": 0.2,
+        "model_state_dict": formula_weights(config).state_dict(),
+    }
+
+
+def write_published(path: Path, content: Any) -> Path:
+    """Writes content as torch does; returns the path."""
+    torch.save(content, path)
     return path
 
 

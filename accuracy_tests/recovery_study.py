@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mpnn.atomic import write_whole
 from mpnn.errors import InputError, UnreachableError
 from mpnn.model import ProteinMPNN
 from mpnn.networks import engine_for
-from mpnn.output import write_whole
 from mpnn.recovery import compare, measure, summarize
 from mpnn.regression.recovery_table import stored_recovery
 from mpnn.ts50 import ts50

@@ -17,6 +17,9 @@ from cli_runs import DIMER, run, sequences
 from made_up_files import pdb_text, write_pdb
 
 import mpnn
+from mpnn import campaign
+from mpnn.backbone import Backbone
+from mpnn.structure import read_structure
 from mpnn.synthetic import made_up_backbone
 
 pytest_plugins = ["cli_fixtures"]
@@ -96,6 +99,123 @@ def test_homo_oligomer(here: Path) -> None:
     assert run("design", "dimer.pdb", "--homo-oligomer", "--temperature", 1).exit_code == 0
     a, b = sequences(here / "seqs" / "dimer.fa")[1].split("/")
     assert a == b
+
+
+def continuing(text: str, start: int = 12) -> str:
+    """PDB text in which the numbers of chain B continue those of chain A."""
+    lines = text.splitlines(keepends=True)
+    return "".join(
+        f"{line[:22]}{int(line[22:26]) + start:4d}{line[26:]}" if line[21:22] == "B" else line
+        for line in lines
+    )
+
+
+def designed_chains(path: Path) -> dict[str, str]:
+    """The first design in a JSON file, by chain."""
+    chains: dict[str, str] = json.loads(path.read_text())["designs"][0]["chains"]
+    return chains
+
+
+def test_homo_oligomer_whose_numbers_continue(here: Path) -> None:
+    """Chains 1-12 and 13-24 are tied by place; the log and the JSON say so."""
+    (here / "c2.pdb").write_text(continuing(pdb_text(DIMER)))
+    result = run("design", "c2.pdb", "--homo-oligomer", "--temperature", 1, "--format", "json")
+    assert "1 design by made; chains tied by place because their numbers continue (2)" in (
+        result.stderr
+    )
+    chains = designed_chains(here / "seqs" / "c2.json")
+    assert chains["A"] == chains["B"]
+    notes = json.loads((here / "seqs" / "c2.json").read_text())["notes"]
+    assert notes[0].endswith("(2): A1 to A12, B13 to B24")
+
+
+def test_redesigned(here: Path) -> None:
+    """Residues that --redesigned does not name keep their type; with --fixed it may contradict."""
+    result = run("design", "dimer.pdb", "--redesigned", "A10-12,B5", "--format", "json")
+    assert result.exit_code == 0
+    chains = designed_chains(here / "seqs" / "dimer.json")
+    assert chains["A"][:9] == DIMER.sequence[:9]
+    assert chains["B"][:4] + chains["B"][5:] == DIMER.sequence[12:16] + DIMER.sequence[17:]
+    refused = run("design", "dimer.pdb", "--redesigned", "A10-12", "--fixed", "A12")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(
+        "error: dimer.pdb: dimer: residue A12 is to be redesigned, but fixed as well"
+    )
+
+
+def test_tied_ranges(here: Path) -> None:
+    """--tied takes ranges, place by place, with a weight each."""
+    result = run("design", "dimer.pdb", "--tied", "A1-6,B1-6|A7-12,B7-12=-0.2", "--temperature", 1)
+    assert result.exit_code == 0
+    a, b = sequences(here / "seqs" / "dimer.fa")[1].split("/")
+    assert a == b
+
+
+def test_fixed_labels(here: Path) -> None:
+    """--fixed-labels adds the residues of FIXED remarks to --fixed, and counts them."""
+    labels = "REMARK PDBinfo-LABEL:    3 FIXED\nREMARK PDBinfo-LABEL:   13 FIXED\n"
+    (here / "labels.pdb").write_text(pdb_text(DIMER) + labels)
+    result = run(
+        *("design", "labels.pdb", "--fixed-labels", "--fixed", "B2", "--format", "json"),
+    )
+    assert "residues fixed by REMARK labels (2)" in result.stderr
+    record = json.loads((here / "seqs" / "labels.json").read_text())
+    assert record["fixed_residues"] == ["A3", "B1", "B2"]
+    assert record["notes"] == ["residues fixed by REMARK labels (2): A3, B1"]
+
+
+def test_colon_between_chains(here: Path) -> None:
+    """A FASTA file as LigandMPNN and ColabFold write it is scored like one with slashes."""
+    chains = DIMER.sequence[:12], DIMER.sequence[12:]
+    for name, separator in (("colon", ":"), ("slash", "/")):
+        (here / f"{name}.fa").write_text(f">design, T=0.1\n{separator.join(chains)}\n")
+        scored = run("score", "dimer.pdb", "--fasta", f"{name}.fa", "--out", name)
+        assert scored.exit_code == 0
+    assert (here / "colon/dimer.csv").read_text() == (here / "slash/dimer.csv").read_text()
+
+
+def test_rules_per_structure(here: Path) -> None:
+    """One run takes rules for each structure from JSON, a published file and a LigandMPNN file."""
+    write_pdb(here / "other.pdb", made_up_backbone(15))
+    (here / "rules.json").write_text('{"dimer": {"chains": "B"}, "other": {"omit": "ACDEFG"}}')
+    (here / "fixed.jsonl").write_text('{"dimer": {"A": [], "B": [1, 2]}, "other": {"A": [15]}}')
+    (here / "omit.json").write_text('{"dimer.pdb": {"B3": "ACDEFGHIKL"}, "other.pdb": {}}')
+    result = run(
+        *("design", "dimer.pdb", "other.pdb", "--rules", "rules.json", "--format", "json"),
+        *("--published-rules", "fixed.jsonl", "--omit-per-residue", "omit.json"),
+        *("--temperature", 1),
+    )
+    assert result.exit_code == 0
+    dimer = json.loads((here / "seqs/dimer.json").read_text())
+    assert (dimer["designed_chains"], dimer["fixed_residues"]) == (["B"], ["B1", "B2"])
+    assert dimer["designs"][0]["chains"]["B"][2] in "MNPQRSTVWY"
+    other = json.loads((here / "seqs/other.json").read_text())
+    assert other["fixed_residues"] == ["A15"]
+    assert not set(other["designs"][0]["chains"]["A"][:14]) & set("ACDEFG")
+
+
+def test_a_structure_without_its_rules_is_one_failure(here: Path) -> None:
+    """Where a published file has no entry for a structure, the others are designed."""
+    write_pdb(here / "other.pdb", made_up_backbone(15))
+    (here / "fixed.jsonl").write_text('{"dimer": {"A": [1]}}')
+    result = run("design", "dimer.pdb", "other.pdb", "--published-rules", "fixed.jsonl")
+    assert result.exit_code == 1
+    assert "fixed.jsonl: no entry for other.pdb; add 'other'" in result.stderr
+    assert (here / "seqs" / "dimer.fa").exists()
+
+
+def test_split_breaks_reaches_the_reader(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--split-breaks is passed on to `read_structure`."""
+    passed = []
+
+    def read(path: Path, model: int | None = None, split_breaks: bool = False) -> Backbone:
+        passed.append(split_breaks)
+        return read_structure(path, model=model)
+
+    monkeypatch.setattr(campaign, "read_structure", read)
+    for options in ((), ("--split-breaks",)):
+        assert run("score", "dimer.pdb", "--out", here / "out", *options).exit_code == 0
+    assert passed == [False, True]
 
 
 @pytest.mark.parametrize("form", ["fasta", "json", "csv"])
@@ -201,10 +321,37 @@ def test_version_is_the_projects() -> None:
     assert tomllib.loads(path.read_text())["project"]["version"] == mpnn.__version__
 
 
-def test_import_and_help_leave_torch_alone() -> None:
-    """Importing mpnn and its command line loads neither torch nor numpy."""
-    code = "import sys, mpnn.cli; sys.exit(len({'torch', 'numpy'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+HEAVY = "{'torch', 'numpy', 'gemmi', 'rich', 'safetensors'}"
+
+
+@pytest.mark.parametrize(
+    ("code", "banned"),
+    [
+        ("import mpnn.cli; mpnn.cli.parser().format_help()", HEAVY),
+        ("import mpnn.options, mpnn.rules, mpnn.errors", HEAVY),
+        ("import mpnn.campaign, mpnn.files, mpnn.selection, mpnn.rulebook", "{'torch', 'rich'}"),
+    ],
+)
+def test_help_and_inputs_import_little(code: str, banned: str) -> None:
+    """Help loads none of the heavy packages, and reading inputs does not load torch."""
+    check = f"import sys; {code}; found = {banned} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("command", [[], ["design"], ["score"], ["weights"], ["weights", "fetch"]])
+def test_help(command: list[str]) -> None:
+    """Every command has help that ends well and names its options."""
+    shown = run(*command, "--help")
+    assert shown.exit_code == 0
+    assert shown.stdout.startswith("usage: mpnn")
+    assert shown.stderr == ""
+
+
+def test_no_command_shows_help() -> None:
+    """Without a command the help goes to standard error, with exit code 2."""
+    shown = run()
+    assert shown.exit_code == 2
+    assert "usage: mpnn" in shown.stderr
 
 
 def test_names_of_the_package() -> None:

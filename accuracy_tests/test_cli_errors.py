@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up_files import pdb_text, write_pdb
 
-from mpnn import files, weights
+from mpnn import campaign, weights
+from mpnn.campaign import Result
 from mpnn.errors import InputError
-from mpnn.files import Result
 from mpnn.options import SOME_FAILED
 from mpnn.synthetic import made_up_backbone
 
@@ -150,7 +150,7 @@ def test_a_file_that_needs_too_much_memory_is_one_failure(here: Path, error: Exc
             raise error
         return Result("text", "done")
 
-    assert files.run([Path("big"), Path("small")], work, "out", ".fa") == SOME_FAILED
+    assert campaign.run([Path("big"), Path("small")], work, "out", ".fa") == SOME_FAILED
     assert [path.name for path in (here / "out").iterdir()] == ["small.fa"]
 
 
@@ -162,14 +162,14 @@ def test_a_defect_of_the_program_is_not_hidden() -> None:
         raise RuntimeError(f"shapes differ in {path}")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        files.run([Path("one")], work, "out", ".fa")
+        campaign.run([Path("one")], work, "out", ".fa")
 
 
 def test_a_closed_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be printed, no work is done."""
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(InputError, match="standard output is closed; name a folder with --out"):
-        files.run([Path("one")], lambda *_: Result("text", "done"), "-", ".fa")
+        campaign.run([Path("one")], lambda *_: Result("text", "done"), "-", ".fa")
 
 
 def test_a_name_that_standard_output_cannot_take(
@@ -178,7 +178,7 @@ def test_a_name_that_standard_output_cannot_take(
     """A result with letters beyond the encoding is one failure, and the rest are printed."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     work = {Path("é"): Result("é", "done"), Path("e"): Result("e", "done")}
-    code = files.run([*work], lambda path, _: work[path], "-", ".fa")
+    code = campaign.run([*work], lambda path, _: work[path], "-", ".fa")
     assert code == SOME_FAILED
     assert sys.stdout.buffer.getvalue() == b"e"
     assert "cannot be printed ('ascii' codec" in capfd.readouterr().err
@@ -205,7 +205,7 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
         (["--fixed", "!"], "!"),
         (["--fixed", "A,B"], "nothing to design"),
         (["--tied", "A1,B1", "--fixed", "A1"], "is fixed"),
-        (["--omit", "ACDEFGHIKLMNPQRSTVWY"], "every letter is omitted"),
+        (["--omit", "ACDEFGHIKLMNPQRSTVWY"], "every amino acid is omitted"),
         (["--omit", "1"], "no letter 1"),
         (["--bias", "A=1"], "LETTER:NUMBER"),
         (["--temperature", "0"], "temperature 0"),
@@ -227,8 +227,20 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
         (["--bias-per-residue", "none.json"], "none.json: cannot be read"),
         (["--bias-per-residue", "dimer.pdb"], "dimer.pdb: is not JSON"),
         (["--bias-per-residue", "deep.json"], "deep.json: is not JSON"),
-        (["--omit-per-residue", "twice.json"], "twice.json: is not JSON ('A1' comes twice)"),
-        (["--omit-per-residue", "list.json"], "list.json: an object by residue"),
+        (["--omit-per-residue", "twice.json"], "twice.json: is not JSON ('A1' occurs twice)"),
+        (["--omit-per-residue", "list.json"], "list.json: a JSON object is needed"),
+        (["--rules", "none.json"], "none.json: cannot be read"),
+        (["--rules", "names.json"], "no structure of this run is called other"),
+        (["--published-rules", "names.json"], "no entry for dimer.pdb"),
+        (["--published-rules", "dimer.pdb"], "dimer.pdb: is not JSON"),
+        (["--published-rules", "list.json"], "list.json: a JSON object"),
+        (["--fixed", "names.json"], "names.json: no entry for dimer.pdb; add 'dimer'"),
+        (["--pssm-multi", "0.5"], "need a PSSM"),
+        (["--pssm-multi", "much"], "invalid float value: 'much'"),
+        (["--homo-oligomer", "--tied", "A1,B1"], "exclude each other"),
+        (["--num-seqs", "many"], "invalid int value: 'many'"),
+        (["--order", "odd"], "--order: 'odd' is not one of random, coloured"),
+        (["--redesign", "A1"], "unrecognized arguments: --redesign A1; see mpnn --help"),
         (["--out", ""], "--out is empty"),
         (["--out", "dimer.pdb"], "--out dimer.pdb"),
         (["--out", "dimer.pdb/x"], "--out dimer.pdb/x"),
@@ -238,12 +250,14 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
 def test_bad_options(here: Path, arguments: list[str], message: str) -> None:
     """Each option that cannot be used ends with exit code 2, a sentence that says why, no file."""
     (here / "list.json").write_text("[]")
+    (here / "names.json").write_text('{"other": {}}')
     (here / "deep.json").write_text("[" * 100_000)
     (here / "twice.json").write_text('{"A1": "C", "A1": "D"}')
     before = sorted(p.name for p in here.iterdir())
     result = run("design", "dimer.pdb", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+    assert result.stderr.count("error: ") == 1
     assert "Traceback" not in result.output
     assert not list(here.glob("seqs/*"))
     assert sorted(p.name for p in here.iterdir() if p.name != "seqs") == before
@@ -253,7 +267,7 @@ def test_bad_options(here: Path, arguments: list[str], message: str) -> None:
     ("content", "message"),
     [
         (None, "cannot be read"),
-        (b"", "no sequence inside"),
+        (b"", "holds no sequence"),
         (b"ACD\n>x\nACD\n", "line 1"),
         (b">x\n>y\nACD\n", "record 'x' has no sequence"),
         (b">x\nACD\n", "dimer: record 'x' of seqs.fa has 3 residues"),
@@ -280,6 +294,7 @@ def test_no_weights_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--weights" in result.stderr
 
 
+TEXT_RULES = ["--chains", "--fixed", "--redesigned", "--tied", "--omit", "--bias"]
 words = st.text(st.sampled_from("AB1234,:-|=. XZ!é{}"), max_size=10)
 
 
@@ -287,7 +302,10 @@ words = st.text(st.sampled_from("AB1234,:-|=. XZ!é{}"), max_size=10)
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(option=st.sampled_from(["--chains", "--fixed", "--tied", "--omit", "--bias"]), value=words)
+@given(
+    option=st.sampled_from(["--chains", "--fixed", "--redesigned", "--tied", "--omit", "--bias"]),
+    value=words,
+)
 def test_any_rule_is_kept_or_refused(option: str, value: str) -> None:
     """No text in a rule leads to anything but designs or one line of error."""
     result = run("design", "dimer.pdb", f"{option}={value}", "--out", "-")
@@ -367,7 +385,7 @@ def test_interrupt(here: Path, made: str) -> None:
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=600)[1]
     assert process.returncode == 130
-    assert re.search(r"interrupted: \d+ of 40 files were finished", errors)
+    assert re.search(r"interrupted: \d+ of 40 results are complete", errors)
     assert "Traceback" not in errors
     written = list((here / "seqs").iterdir())
     assert 1 <= len(written) < 40

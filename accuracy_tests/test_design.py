@@ -18,11 +18,12 @@ import mpnn
 from mpnn.backbone import Backbone
 from mpnn.batch import Batch
 from mpnn.config import ALPHABET, ModelConfig
+from mpnn.constraints import constraints, parse_bias
 from mpnn.decoding import decoding_order, noise, rank_of
 from mpnn.design import Model
 from mpnn.errors import InputError
 from mpnn.optimizations import ENGINES, load_engine
-from mpnn.rules import Rules, constraints, parse_bias
+from mpnn.rules import Rules
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -216,7 +217,7 @@ def test_rules_of_a_residue_without_atoms_are_its_groups(model: Model, gapped: B
     for rules in ({"omit_per_residue": {"A3": kept}}, {"bias_per_residue": {"A3": {"W": 200}}}):
         for design in model.design(gapped, 2, 1.0, homo_oligomer=True, **rules):
             assert design.sequence[2] == design.sequence[22] == "W"
-    with pytest.raises(InputError, match="every letter is omitted at B3"):
+    with pytest.raises(InputError, match="every amino acid is omitted at B3"):
         model.design(gapped, homo_oligomer=True, omit="W", omit_per_residue={"A3": kept})
 
 
@@ -248,7 +249,7 @@ def test_temperature_sharpens(model: Model, dimer: Backbone) -> None:
         ({"homo_oligomer": True, "fixed": "A1"}, "is fixed"),
         ({"homo_oligomer": True, "tied": "A1,B1"}, "exclude"),
         ({"homo_oligomer": True, "chains": "A"}, "two chains"),
-        ({"omit": "ACDEFGHIKLMNPQRSTVWY"}, "every letter is omitted at A1"),
+        ({"omit": "ACDEFGHIKLMNPQRSTVWY"}, "every amino acid is omitted at A1"),
         ({"omit": "ACDEFGHIKLMNPQRSTVW", "omit_per_residue": {"B3": "Y"}}, "omitted at B3"),
         ({"omit": "B"}, "B"),
         ({"omit_per_residue": {"A99": "C"}}, "A99"),
@@ -284,7 +285,7 @@ def test_rules_that_cannot_be_kept(
 def test_tied_groups_with_no_common_letter(model: Model, dimer: Backbone) -> None:
     """A tied group is refused where its members' omissions leave no letter between them."""
     half, rest = ALPHABET[:10], ALPHABET[10:20]
-    with pytest.raises(InputError, match="every letter is omitted at A1"):
+    with pytest.raises(InputError, match="every amino acid is omitted at A1"):
         model.design(dimer, tied="A1,B1", omit_per_residue={"A1": half, "B1": rest})
 
 

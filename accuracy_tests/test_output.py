@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import re
 from pathlib import Path
 
@@ -15,9 +14,8 @@ import pytest
 from made_up_files import made_model
 
 from mpnn.backbone import Backbone
-from mpnn.errors import InputError
 from mpnn.files import read_fasta
-from mpnn.output import DESIGN_COLUMNS, SCORE_COLUMNS, render_designs, render_scores, write_whole
+from mpnn.output import DESIGN_COLUMNS, SCORE_COLUMNS, render_designs, render_scores
 from mpnn.results import Designs, Score, Scores
 from mpnn.synthetic import made_up_backbone
 
@@ -165,39 +163,3 @@ def test_score_of_nothing_is_null(scores: Scores) -> None:
     record = json.loads(render_scores(found, ["x"], "json", "made", "mpnn-1"))
     assert record["scores"][0]["score"] is None
     assert record["scores"][0]["perplexity"] is None
-
-
-def test_file_is_written_with_its_folders(tmp_path: Path) -> None:
-    """Missing folders are made, an older file is replaced, and nothing else is left there."""
-    path = tmp_path / "a" / "b.txt"
-    write_whole(path, "old")
-    write_whole(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_interrupted_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C while writing leaves the old content and no partial file."""
-    path = tmp_path / "b.txt"
-    write_whole(path, "old")
-
-    def interrupt(_: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_unwritable_place(tmp_path: Path) -> None:
-    """A folder that cannot be made, or a name taken by a folder, is an error that names it."""
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "x.fa", tmp_path / "folder"):
-        with pytest.raises(InputError, match=path.name):
-            write_whole(path, "text")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]

@@ -44,6 +44,9 @@ ODD = numbered(
 )
 
 
+RANGES = (("B", "1 2 3"), ("BB", "1 2 3"), ("7", "1 2"), ("D", "1 2"), ("D1", "5 6"))
+
+
 def selected(text: str, backbone: Backbone = ODD) -> list[str]:
     return [backbone.address(i) for i in np.flatnonzero(parse_selection(text, backbone)).tolist()]
 
@@ -57,6 +60,7 @@ def selected(text: str, backbone: Backbone = ODD) -> list[str]:
         ("B:2-3", "B2 B3"),
         ("B2-99", "B2 B3"),
         (" B1 , A1-2 ", "A1 A2 B1"),
+        ("B1 B3 A1-2", "A1 A2 B1 B3"),
         ("A-3", "A-3"),
         ("A-3-1", "A-3 A-2 A-1 A0 A1"),
         ("A-3--1", "A-3 A-2 A-1"),
@@ -84,9 +88,9 @@ def test_selections(text, addresses):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no chain; there are A, B, BB"),
+        ("", "names no chain of the structure; its chains are A, B, BB"),
         ("B1,", "names no chain"),
-        ("Z5", "'Z5' names no chain; there are A, B, BB"),
+        ("Z5", "'Z5' names no chain of the structure; its chains are A, B, BB"),
         ("ZZ:5", "names no chain"),
         ("B1-", "'B1-' is malformed"),
         ("Bx", "'Bx' is malformed"),
@@ -98,7 +102,7 @@ def test_selections(text, addresses):
         ("B9", "selects nothing; chain B runs from B1 to B3"),
         ("A52C", "selects nothing; chain A runs from A-3 to A54"),
         ("B99999999999999999999", "malformed"),
-        ("D1", r"may mean two things; write D:1 or D1:"),
+        ("D1", r"is ambiguous; write D:1 or D1:"),
     ],
 )
 def test_selections_refused(text, message):
@@ -151,15 +155,33 @@ def test_ties():
     assert [tie.weights for tie in ties] == [(1, 1), (0.5, 1, -2)]
 
 
+def test_ties_of_ranges():
+    """Ranges and chains are tied by place, each with one weight, beside single residues."""
+    ties = parse_ties("B1-2, BB:2-3=-0.5 | 7:,D1:5-6,D:|B3,BB:1", numbered(*RANGES))
+    backbone = numbered(*RANGES)
+    assert [[backbone.address(i) for i in tie.positions] for tie in ties] == [
+        ["B1", "BB:2"],
+        ["B2", "BB:3"],
+        ["71", "D1:5", "D:1"],
+        ["72", "D1:6", "D2"],
+        ["B3", "BB:1"],
+    ]
+    assert [tie.weights for tie in ties] == [(1, -0.5)] * 2 + [(1, 1, 1)] * 2 + [(1, 1)]
+    assert [tie.by_range for tie in ties] == [True] * 4 + [False]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("B1", "tie 'B1' needs two residues or more"),
+        ("B1", "tie 'B1' needs two residues or ranges"),
         ("B1,BB:1|", "names no chain"),
         ("B1,B1", "names residue B1 twice"),
         ("B1,B2|BB:1,B2", "names residue B2 twice"),
-        ("B1-2,BB:1", "'B1-2' has 2 residues; a tie's member is one"),
-        ("B,BB:1", "'B' has 3 residues"),
+        ("B1-2,BB:1", "equal lengths, but B1-2 has 2 residues and BB:1 has 1"),
+        ("B,71-3,BB", "equal lengths, but B has 3 residues and BB has 4"),
+        ("B1-2,B2-3", "names residue B2 twice"),
+        ("B1-2", "tie 'B1-2' needs two residues or ranges"),
+        ("B1-2=x,BB:1-2", "weight 'x' is not a number"),
         ("B1=x,BB:1", "weight 'x' is not a number"),
         ("B1=nan,BB:1", "weight 'nan' is not a number"),
         ("B1=,BB:1", "weight '' is not a number"),
@@ -167,7 +189,7 @@ def test_ties():
     ],
 )
 def test_ties_refused(text, message):
-    """A tie of one residue, of ranges, with a residue twice or an odd weight is refused."""
+    """A tie of one part, unequal ranges or one residue twice, or a bad weight, is an error."""
     with pytest.raises(InputError, match=message):
         parse_ties(text, ODD)
 
@@ -175,35 +197,50 @@ def test_ties_refused(text, message):
 def test_homo_oligomer():
     """Chains numbered alike are tied residue by residue, whatever order they are named in."""
     backbone = numbered(("A", "1 2 2A"), ("Q", "7"), ("B", "1 2 2A"))
-    assert homo_oligomer_ties(backbone, ["B", "A"]) == [
-        Tie((4, 0), (1.0, 1.0)),
-        Tie((5, 1), (1.0, 1.0)),
-        Tie((6, 2), (1.0, 1.0)),
-    ]
+    assert homo_oligomer_ties(backbone, ["B", "A"]) == (
+        [Tie(pair, (1.0, 1.0), by_range=True) for pair in ((4, 0), (5, 1), (6, 2))],
+        "",
+    )
 
 
 def test_homo_oligomer_is_what_its_ties_say():
-    """Tying a homo-oligomer equals writing out its ties by address."""
+    """Tying a homo-oligomer equals tying its chains as ranges."""
     backbone = made_up_backbone(30, 3)
-    text = "|".join(f"A{n},B{n},C{n}" for n in range(1, 11))
-    assert homo_oligomer_ties(backbone, ["A", "B", "C"]) == parse_ties(text, backbone)
+    assert homo_oligomer_ties(backbone, ["A", "B", "C"]) == (parse_ties("A,B,C", backbone), "")
+
+
+def test_homo_oligomer_whose_numbers_continue():
+    """Chains with one numbering pattern at later numbers are tied by place, with a note."""
+    backbone = numbered(("A", "1 2 2A"), ("B", "11 12 12A"), ("C", "5 6 6A"))
+    ties, note = homo_oligomer_ties(backbone, ["A", "B", "C"])
+    assert [tie.positions for tie in ties] == [(0, 3, 6), (1, 4, 7), (2, 5, 8)]
+    assert note == (
+        "chains tied by place because their numbers continue (3): A1 to A2A, B11 to B12A, C5 to C6A"
+    )
 
 
 @pytest.mark.parametrize(
     ("chains", "message"),
     [
         (["A"], "two chains or more"),
-        (["A", "Z"], "name one or more of A, B, C, D, E"),
+        (["A", "Z"], "name one or more of A, B, C, D, E, F"),
         (["A", "B"], r"A \(3 residues\) and B \(2\) .* they differ in 3;"),
         (["A", "C"], "they differ in 1, 4;"),
         (["A", "D"], "they differ in their order"),
         (["A", "E"], "they differ in 2, 2A"),
+        (["A", "C"], 'tie them by place with --tied "A:,C:"'),
+        (["A", "F"], "they differ in 1, 11, 12, 14, 2, 3;"),
     ],
 )
 def test_homo_oligomer_refused(chains, message):
     """Chains whose residue numbers differ are refused, saying in what."""
     backbone = numbered(
-        ("A", "1 2 3"), ("B", "1 2"), ("C", "2 3 4"), ("D", "1 3 2"), ("E", "1 2A 3")
+        ("A", "1 2 3"),
+        ("B", "1 2"),
+        ("C", "2 3 4"),
+        ("D", "1 3 2"),
+        ("E", "1 2A 3"),
+        ("F", "11 12 14"),
     )
     with pytest.raises(InputError, match=message):
         homo_oligomer_ties(backbone, chains)
@@ -214,7 +251,8 @@ def test_homo_oligomer_refused(chains, message):
 def test_real_homo_oligomers(data_dir, entry, length, members):
     """Real homo-oligomers tie by number although residues are missing in some of their chains."""
     backbone = read_structure(data_dir / f"pdb/{entry}.pdb")
-    ties = homo_oligomer_ties(backbone, backbone.chain_ids)
+    ties, note = homo_oligomer_ties(backbone, backbone.chain_ids)
+    assert not note
     assert len(ties) == length
     for tie in ties:
         letters = {backbone.sequence[i] for i in tie.positions} - {"X"}

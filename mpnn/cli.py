@@ -1,176 +1,242 @@
 """The command line: mpnn design | score | train | distill | weights | report | variants.
 
-Heavy imports stand in the commands, so that help comes at once. Typer reads annotations, so those
-of commands are not postponed.
+Heavy imports are inside the commands, so that help appears at once.
 """
 
+import argparse
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import Any, NoReturn
 
 from mpnn.errors import InputError
 from mpnn.options import (
     FAILED,
     INTERRUPTED,
+    RULES_OF_SCORES,
     DesignOptions,
-    Files,
     ScoreOptions,
-    takes_options,
+    add_options,
+    add_rules,
+    taken,
 )
 
-app = typer.Typer(
-    help="Design protein sequences for backbones, and score them: ProteinMPNN made fast.",
-    epilog="Exit code: 0 all is well, 1 some files failed, 2 nothing could be done, 130 Ctrl-C.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+DESCRIPTION = "Design protein sequences for backbones, and score them: ProteinMPNN made fast."
+EPILOG = (
+    "Exit code: 0 all files succeeded, 1 some files failed, 2 all failed or nothing could start, "
+    "130 Ctrl-C."
 )
 
 
 def main() -> None:
     """Entry point of `mpnn`."""
-    try:
-        app()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            sys.stdout.flush()
-            os._exit(INTERRUPTED)  # workers in the middle of a batch would keep Python waiting
-        raise
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # threads in the middle of a batch would delay the exit
+    sys.exit(code)
 
 
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turns a user's mistake and Ctrl-C into one line and an exit code."""
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code; prints a user's mistake as one line.
+
+    Raises:
+        SystemExit: the arguments cannot be parsed (2), or ask for help (0).
+    """
+    if not arguments:
+        parser().print_help(sys.stderr)
+        return FAILED
+    values = vars(parser().parse_args(arguments))
+    command = values.pop("command")
     try:
-        yield
+        return command(**values) or 0
     except InputError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(FAILED) from error
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from error
+        print_error(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
 
 
-@app.command()
-@takes_options(DesignOptions)
-def design(files: Files, options: DesignOptions) -> None:
-    """Draw sequences for structures; one file each, in the form that ProteinMPNN writes."""
-    with _user_errors():
-        from mpnn import jobs
-
-        raise typer.Exit(jobs.design(files, options))
+def print_error(message: str) -> None:
+    """Prints one line to standard error, in red on a terminal."""
+    red, end = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    sys.stderr.write(f"{red}error: {message}{end}\n")
 
 
-@app.command()
-@takes_options(ScoreOptions)
-def score(files: Files, options: ScoreOptions) -> None:
-    """Score structures' own sequences, or given ones, with probabilities for every residue."""
-    with _user_errors():
-        from mpnn import jobs
-
-        raise typer.Exit(jobs.score(files, options))
+def _print(text: object) -> None:
+    sys.stdout.write(f"{text}\n")
 
 
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one setting.", metavar="NAME=VALUE")
-]
+def design(**values: Any) -> int:
+    """Design sequences for structures; writes one file each, in ProteinMPNN's format."""
+    from mpnn import campaign
+
+    paths, options = values.pop("files"), taken(DesignOptions, values)
+    return campaign.design(paths, values, options)
 
 
-@app.command()
-def train(config: str, changes: Settings = None) -> None:
+def score(**values: Any) -> int:
+    """Score the structures' own sequences, or others, with probabilities for every residue."""
+    from mpnn import campaign
+
+    paths, options = values.pop("files"), taken(ScoreOptions, values)
+    return campaign.score(paths, values, options)
+
+
+def train(config: str, changes: Sequence[str]) -> None:
     """Train a network; CONFIG is a TOML file with settings of `mpnn.training.TrainConfig`.
 
-    A run that was stopped goes on from its last saved step.
+    An interrupted run resumes from its last saved step.
     """
-    with _user_errors():
-        from mpnn.training import job
+    from mpnn.training import job
 
-        job.train([config], changes or [], distill=False)
+    job.train([config], changes, distill=False)
 
 
-@app.command()
-def distill(
-    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...")], changes: Settings = None
-) -> None:
-    """Train a network on the answers of another: as `train`, with `teacher` set.
+def distill(configs: Sequence[str], changes: Sequence[str]) -> None:
+    """Train a network on the outputs of another: as `train`, with `teacher` set.
 
-    Several students of one teacher learn in lockstep, from one answer for all.
+    Several students of one teacher are trained at once, on the same teacher outputs.
     """
-    with _user_errors():
-        from mpnn.training import job
+    from mpnn.training import job
 
-        job.train(configs, changes or [], distill=True)
+    job.train(configs, changes, distill=True)
 
 
-@app.command()
-def report(
-    runs: Annotated[str, typer.Argument(help="Folder of the stored runs.")] = "baselines",
-    out: Annotated[str, typer.Option(help="The page to write.")] = "report.html",
-    readme: Annotated[
-        str | None, typer.Option(help="A README whose table of claims is to be renewed as well.")
-    ] = None,
-) -> None:
+def report(runs: str, out: str, readme: str | None) -> None:
     """Write claims, measurements and verdicts of the stored runs as one HTML page."""
-    with _user_errors():
-        from mpnn.regression.report import renew_readme, write_html
+    from mpnn.regression.report import renew_readme, write_html
 
-        if readme is not None:
-            renewed = renew_readme(Path(runs), Path(readme))
-            typer.echo(f"{readme}: {'renewed' if renewed else 'is up to date'}")
-        write_html(Path(runs), Path(out))
-        typer.echo(out)
+    if readme is not None:
+        renewed = renew_readme(Path(runs), Path(readme))
+        _print(f"{readme}: {'renewed' if renewed else 'is up to date'}")
+    write_html(Path(runs), Path(out))
+    _print(out)
 
 
-@app.command()
 def variants() -> None:
     """List the variants that claims are about: architecture, engine, batch, device."""
-    with _user_errors():
-        from mpnn.variants import VARIANTS
+    from mpnn.variants import VARIANTS
 
-        for name, v in VARIANTS.items():
-            typer.echo(f"{name:24}{v.architecture:16}{v.engine:12}batch {v.batch:<4}{v.device}")
-
-
-weights = typer.Typer(help="Find, fetch and check weights.", no_args_is_help=True)
-app.add_typer(weights, name="weights")
+    for name, v in VARIANTS.items():
+        _print(f"{name:24}{v.architecture:16}{v.engine:12}batch {v.batch:<4}{v.device}")
 
 
-@weights.command("list")
 def list_weights() -> None:
-    """List the names that --weights takes, and where each one is."""
-    with _user_errors():
-        from mpnn.weights import locations
+    """List the names that --weights takes, and where each file is."""
+    from mpnn.weights import locations
 
-        for name, where in locations().items():
-            typer.echo(f"{name:24}{where}")
-
-
-@weights.command("fetch")
-def fetch_weights(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
-    """Download published weights into the user's cache; a broken download is gone on with."""
-    with _user_errors():
-        from mpnn.files import fetch_all
-
-        for path in fetch_all(names):
-            typer.echo(path)
+    for name, where in locations().items():
+        _print(f"{name:24}{where}")
 
 
-@weights.command("verify")
-def verify_weights(
-    names: Annotated[list[str], typer.Argument(metavar="NAME|PATH...")],
-) -> None:
-    """Load checkpoints as design would, and say what they are."""
-    with _user_errors():
-        from rich.pretty import pretty_repr
+def fetch_weights(names: Sequence[str]) -> None:
+    """Download published weights into the user's cache; resumes an interrupted download."""
+    from mpnn.files import fetch_all
 
-        from mpnn.weights import find_weights, load_weights
+    for path in fetch_all(names):
+        _print(path)
 
-        for name in names:
-            path = find_weights(name)
-            network, card = load_weights(path)
-            typer.echo(f"{path}: {network.config}\n{pretty_repr(card)}")
+
+def verify_weights(names: Sequence[str]) -> None:
+    """Load checkpoints as `design` does, and print what they are."""
+    from rich.pretty import pretty_repr
+
+    from mpnn.weights import find_weights, load_weights
+
+    for name in names:
+        path = find_weights(name)
+        network, card = load_weights(path)
+        _print(f"{path}: {network.config}\n{pretty_repr(card)}")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports a mistake in one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=_Help,
+            epilog=settings.pop("epilog", EPILOG),
+            **settings,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2."""
+        print_error(f"{message}; see {self.prog} --help")
+        sys.exit(FAILED)
+
+
+class _Help(argparse.HelpFormatter):
+    """Help with the default of each option that has one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        shown = action.option_strings and action.default not in (None, False, "", argparse.SUPPRESS)
+        return f"{text} [default: {action.default}]" if shown else text
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    top = Parser(prog="mpnn", description=DESCRIPTION)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for command, options, rules in (
+        (design, DesignOptions, ()),
+        (score, ScoreOptions, RULES_OF_SCORES),
+    ):
+        its = _add(commands, command)
+        its.usage = f"{its.prog} [OPTION]... FILE..."
+        its.add_argument(
+            "files",
+            nargs="+",
+            metavar="FILE",
+            help="PDB or mmCIF files (.gz too), or folders of them.",
+        )
+        add_rules(its.add_argument_group("rules"), rules)
+        add_options(its, options)
+    _add_training(commands)
+    its = _add(commands, report)
+    its.add_argument("runs", nargs="?", default="baselines", help="Folder of the stored runs.")
+    its.add_argument("--out", default="report.html", help="The page to write.")
+    its.add_argument("--readme", metavar="FILE", help="A README whose table of claims to renew.")
+    _add(commands, variants)
+    _add_weights(commands)
+    return top
+
+
+def _add(commands: Any, command: Callable[..., int | None], name: str = "") -> Parser:
+    """Adds a command; its docstring is its help, the first line in the list of commands."""
+    text = command.__doc__ or ""
+    its: Parser = commands.add_parser(
+        name or command.__name__, help=text.split("\n")[0], description=" ".join(text.split())
+    )
+    its.set_defaults(command=command)
+    return its
+
+
+def _add_training(commands: Any) -> None:
+    for command, name, number in ((train, "config", None), (distill, "configs", "+")):
+        its = _add(commands, command)
+        its.add_argument(name, metavar="CONFIG", nargs=number, help="TOML file of settings.")
+        its.add_argument(
+            "--set",
+            dest="changes",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="Change one setting.",
+        )
+
+
+def _add_weights(commands: Any) -> None:
+    text = "Find, fetch and check weights."
+    its = commands.add_parser("weights", help=text, description=text)
+    its = its.add_subparsers(metavar="COMMAND", required=True)
+    _add(its, list_weights, "list")
+    _add(its, fetch_weights, "fetch").add_argument("names", nargs="+", metavar="NAME")
+    _add(its, verify_weights, "verify").add_argument("names", nargs="+", metavar="NAME|PATH")

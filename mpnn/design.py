@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mpnn.backbone import Backbone
 from mpnn.batch import Batch
 from mpnn.config import ALPHABET, NUM_LETTERS, NetworkConfig
+from mpnn.constraints import constraints, sources_of_letters
 from mpnn.decoding import (
     Constraints,
     FloatArray,
@@ -35,8 +36,9 @@ from mpnn.decoding import (
 from mpnn.errors import InputError
 from mpnn.networks import engine_for
 from mpnn.optimizations import Engine, check_device
+from mpnn.pssm import profile_of, with_profile
 from mpnn.results import Design, Designs, Mode, Score, Scores, Target
-from mpnn.rules import Rules, constraints, sources_of_letters
+from mpnn.rules import Rules
 from mpnn.weights import Card, default_weights, load_weights
 
 NATIVE = 0  # sample number that keys the order for given sequences; designs are numbered from 1
@@ -119,7 +121,7 @@ class Model:
             progress: called after each batch with its share of the work; shares add up to 1.
             order: "random" as published, or "coloured": about half the steps, another distribution
                 over orders (`mpnn.decoding.coloured`), no ties.
-            rules: fields of `mpnn.Rules`: chains, fixed, tied, omit, bias, …
+            rules: fields of `mpnn.Rules` (chains, fixed, tied, omit, bias, …), or rules=Rules(…).
 
         Raises:
             InputError: a value or rule cannot be used, or nothing is left to design.
@@ -127,16 +129,17 @@ class Model:
         if order not in get_args(Order):
             raise InputError(f"order {order!r} is unknown; take {', '.join(get_args(Order))}")
         temperatures, seeds = check_draws(num_seqs, temperature, seed, batch_size)
-        asked = Rules(**rules)
+        asked = Rules.of(**rules)
         task = self._task(backbone, asked, "design")
         source = sources_of_letters(task.target, asked)
+        profile = profile_of(task.target, task.constraints, asked)
         native = tuple(self._score(task, task.S, s, "ordered") for s in dict.fromkeys(seeds))
         samples = range(1, num_seqs + 1)
         keys = (Key(s, n, t) for s in seeds for t in temperatures for n in samples)
         total = len(seeds) * len(temperatures) * num_seqs
         designs: list[Design] = []
         while some := list(islice(keys, batch_size)):
-            job = make_job(task.S[None], [task.constraints], some)
+            job = with_profile(make_job(task.S[None], [task.constraints], some), profile, some)
             if order == "coloured":
                 job = with_coloured_order(job, [self.engine.neighbors(task.encoding, 0)])
             designs += _as_designs(task, some, self.engine.sample(task.encoding, job), source)
@@ -156,8 +159,8 @@ class Model:
         Args:
             backbone: the structure.
             sequence: letters of all chains, or of the designed ones alone, in the order of results
-                (`mpnn.results`). "/" parts chains, and may be left out where the chains have this
-                order in the structure too. None takes the structure's own.
+                (`mpnn.results`). "/" or ":" separates chains, and may be left out where the chains
+                have this order in the structure too. None takes the structure's own.
             seed: keys the random order of decoding.
             mode: "ordered" sees the letters before in the order, "conditional" all others (one pass
                 per residue), "unconditional" none; the same for a network that sees no letters.
@@ -187,7 +190,7 @@ class Model:
         if mode not in get_args(Mode):
             raise InputError(f"mode {mode!r} is unknown; take {', '.join(get_args(Mode))}")
         seeds = _seeds(seed)
-        task = self._task(backbone, Rules(**rules), "score")
+        task = self._task(backbone, Rules.of(**rules), "score")
         as_in_file = backbone.chain_ids
         given = [task.S]
         if sequences is not None:
@@ -307,6 +310,7 @@ def _text(S: IntArray) -> str:
 
 def _letters(target: Target, sequence: str, as_in_file: Sequence[str], label: str) -> IntArray:
     """A user's sequence as L letters; chains that it leaves out keep the structure's own."""
+    sequence = sequence.replace(":", "/")
     parts = sequence.upper().split("/")
     name, native = target.backbone.name, target.by_chain(target.backbone.sequence)
     sizes = [len(native[chain]) for chain in native]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from mpnn.config import NetworkConfig, SSMConfig
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import Engine, load_engine
 from mpnn.optimizations.one_shot import OneShotEngine
 from mpnn.optimizations.ssm import SSMEngine
 from mpnn.ssm import SSM
+from mpnn.weights import make_network
+
+__all__ = ["Network", "engine_for", "make_network"]
 
 Network = ProteinMPNN | SSM
 
@@ -19,11 +21,6 @@ USUAL_ENGINE = "exact"
 
 SSM_ENGINE = "ssm"
 """The one engine that runs a state-space network."""
-
-
-def make_network(config: NetworkConfig) -> Network:
-    """A network of this size with random weights."""
-    return SSM(config) if isinstance(config, SSMConfig) else ProteinMPNN(config)
 
 
 def engine_for(

@@ -1,27 +1,31 @@
 """Options of the command line, as dataclasses that a command takes whole.
 
-`from __future__ import annotations` is missing on purpose: typer reads the annotations.
+A field is an option: its name, with dashes, is the option's, and its annotation holds the help. The
+options for rules come from the fields of `mpnn.Rules`. `from __future__ import annotations` is
+missing on purpose: annotations are read at run time.
 """
 
+import argparse
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from typer import Argument, Option
+from mpnn.rules import FLAG, JSON, NUMBER, TEXT_OR_JSON, Rules
 
 STDOUT = "-"
 """Stands for standard output in place of a folder."""
 
 DONE, SOME_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: all is well; some files failed; nothing could be done; Ctrl-C."""
+"""Exit codes: all files succeeded; some failed; all failed or nothing could start; Ctrl-C."""
+
+RULES_OF_SCORES = ("chains", "fixed", "redesigned")
+"""Rules that matter where sequences are scored, not sampled."""
 
 
 class Format(StrEnum):
-    """Forms of output."""
+    """Formats of output."""
 
     fasta = "fasta"
     json = "json"
@@ -29,73 +33,81 @@ class Format(StrEnum):
 
 
 class Order(StrEnum):
-    """Orders of decoding."""
+    """Decoding orders."""
 
     random = "random"
     coloured = "coloured"
 
 
-Files = Annotated[
-    list[str], Argument(help="PDB or mmCIF files (.gz too), or folders of them.", metavar="FILE")
-]
+@dataclass(frozen=True)
+class Option:
+    """How the command line shows a field."""
+
+    help: str
+    metavar: str | None = None
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What designing and scoring share."""
+    """Options of designing and scoring."""
 
     weights: Annotated[
         str | None,
-        Option(help="Shipped or published name, or path of a checkpoint.", metavar="NAME|PATH"),
+        Option("Shipped or published name, or path of a checkpoint.", metavar="NAME|PATH"),
     ] = None
     engine: Annotated[
-        str | None, Option(help="How the network is run; exact, or ssm for such weights.")
+        str | None, Option("How to run the network; exact by default, or ssm for such weights.")
     ] = None
-    device: Annotated[str, Option(help="cpu, mps or cuda.")] = "cpu"
-    seed: Annotated[str, Option(help="Keys all randomness; several with commas.", metavar="S")] = (
-        "0"
-    )
-    chains: Annotated[
-        str, Option(help="Chains to design; the others are context. All if not given.")
-    ] = ""
-    fixed: Annotated[str, Option(help='Residues that keep their letter: "A1-10,B5".')] = ""
+    device: Annotated[str, Option("cpu, mps or cuda.")] = "cpu"
+    seed: Annotated[str, Option("Keys all random numbers; several with commas.", metavar="S")] = "0"
+    rules: Annotated[
+        str | None,
+        Option(
+            "JSON or CSV file of structure -> rules, named as these options with underscores. They "
+            "replace the options' for that structure.",
+            metavar="FILE",
+        ),
+    ] = None
+    published_rules: Annotated[
+        list[str] | None,
+        Option(
+            "A file of ProteinMPNN's helper scripts, recognized by its content: chain_id, "
+            "fixed_positions, tied_positions, omit_AA, bias_AA, bias_by_res or pssm. Repeat the "
+            "option for several files.",
+            metavar="FILE",
+        ),
+    ] = None
+    fixed_labels: Annotated[
+        bool, Option('Fix the residues that "REMARK PDBinfo-LABEL: n FIXED" lines name.')
+    ] = False
     structure_model: Annotated[
-        int | None, Option(help="Model number in an NMR file; the first if not given.")
+        int | None, Option("Model number in an NMR file; the first by default.", metavar="N")
     ] = None
+    split_breaks: Annotated[
+        bool, Option("Start a new chain where consecutive residues are not bonded.")
+    ] = False
 
 
 @dataclass(frozen=True)
 class DesignOptions(RunOptions):
     """Options of `mpnn design`."""
 
-    num_seqs: Annotated[int, Option(help="Sequences per structure, seed and temperature.")] = 1
+    num_seqs: Annotated[
+        int, Option("Sequences per structure, seed and temperature.", metavar="N")
+    ] = 1
     temperature: Annotated[
-        str, Option(help="Sampling temperature; several with commas.", metavar="T")
+        str, Option("Sampling temperature; several with commas.", metavar="T")
     ] = "0.1"
-    tied: Annotated[
-        str, Option(help='Residues that share a letter, groups parted by "|": "A1,B1|A2,B2".')
-    ] = ""
-    homo_oligomer: Annotated[
-        bool, Option("--homo-oligomer", help="Tie the designed chains residue by residue.")
-    ] = False
-    omit: Annotated[str, Option(help='Letters never drawn: "CM".')] = ""
-    bias: Annotated[str, Option(help='Added to the logits of letters: "A:-1.1,F:0.7".')] = ""
-    omit_per_residue: Annotated[
-        str | None, Option(help='JSON file, letters never drawn by place: {"A12": "CP"}.')
-    ] = None
-    bias_per_residue: Annotated[
-        str | None, Option(help='JSON file, bias by place: {"A12": {"F": 1.5}}.')
-    ] = None
     order: Annotated[
-        Order, Option(help="Order of decoding: random as published, or coloured: fewer steps.")
+        Order, Option("Decoding order: random as published, or graph coloring in fewer steps.")
     ] = Order.random
     batch_size: Annotated[
-        int, Option(help="Sequences drawn side by side; bounds memory, changes no sequence.")
+        int, Option("Sequences sampled at once; bounds memory, changes no sequence.", metavar="N")
     ] = 8
-    out: Annotated[
-        str, Option(help='Folder for one file per structure; "-" prints.', metavar="DIR")
-    ] = "seqs"
-    format: Annotated[Format, Option(help="Form of the files: .fa, .json or .csv.")] = Format.fasta
+    out: Annotated[str, Option('Folder for one file per structure; "-" prints.', metavar="DIR")] = (
+        "seqs"
+    )
+    format: Annotated[Format, Option("Format of the files: .fa, .json or .csv.")] = Format.fasta
 
 
 @dataclass(frozen=True)
@@ -104,41 +116,75 @@ class ScoreOptions(RunOptions):
 
     fasta: Annotated[
         str | None,
-        Option(help="Sequences to score in place of the structure's own.", metavar="FILE"),
+        Option(
+            'Sequences to score instead of the structure\'s own; "/" or ":" between chains.',
+            metavar="FILE",
+        ),
     ] = None
     conditional: Annotated[
-        bool, Option("--conditional", help="Each residue sees all other letters.")
+        bool, Option("Score each residue given all other residues, one pass per residue.")
     ] = False
-    unconditional: Annotated[
-        bool, Option("--unconditional", help="Each residue sees no letters.")
-    ] = False
-    out: Annotated[
-        str, Option(help='Folder for one file per structure; "-" prints.', metavar="DIR")
-    ] = "scores"
+    unconditional: Annotated[bool, Option("Score each residue given the backbone alone.")] = False
+    out: Annotated[str, Option('Folder for one file per structure; "-" prints.', metavar="DIR")] = (
+        "scores"
+    )
     format: Annotated[
-        Format, Option(help="csv: a row per residue; json: everything; fasta: sequences.")
+        Format, Option("csv: a row per residue; json: everything; fasta: sequences.")
     ] = Format.csv
 
 
-def takes_options(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command of (arguments…, options) one option for each field of a dataclass."""
+def add_options(parser: argparse._ActionsContainer, kind: type) -> None:
+    """Adds one option for each field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        value_type, option = get_args(hints[field.name])
+        arguments: dict[str, Any] = {"help": option.help, "default": field.default}
+        if value_type is bool:
+            arguments["action"] = "store_true"
+        else:
+            arguments |= _of_type(value_type) | {"metavar": option.metavar}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(kind, include_extras=True)
-        fields = [
-            inspect.Parameter(
-                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
-            )
-            for f in dataclasses.fields(kind)
-        ]
-        *arguments, _ = inspect.signature(command, eval_str=True).parameters.values()
 
-        @functools.wraps(command)
-        def call(**values: Any) -> None:
-            given = [values.pop(argument.name) for argument in arguments]
-            command(*given, kind(**values))
+def _of_type(value_type: Any) -> dict[str, Any]:
+    """How argparse reads a value: `X | None` as X, list[X] from several options, enums by name."""
+    one = next(t for t in (*get_args(value_type), value_type) if t is not type(None))
+    if get_origin(one) is list or get_origin(value_type) is list:
+        return {"action": "append"}
+    if issubclass(one, StrEnum):
+        return {"type": _member_of(one), "choices": list(one)}
+    return {"type": one}
 
-        call.__signature__ = inspect.Signature([*arguments, *fields])  # type: ignore[attr-defined]
-        return call
 
-    return decorate
+def _member_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
+    def member(text: str) -> StrEnum:
+        if text not in list(kind):
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(kind)}")
+        return kind(text)
+
+    return member
+
+
+def add_rules(parser: argparse._ActionsContainer, names: Sequence[str] = ()) -> None:
+    """Adds one option for each field of `mpnn.Rules`, or for the named ones."""
+    for rule in dataclasses.fields(Rules):
+        kind, text = rule.metadata["kind"], rule.metadata["help"]
+        if kind is None or (names and rule.name not in names):
+            continue
+        flag = f"--{rule.name.replace('_', '-')}"
+        if kind == FLAG:
+            parser.add_argument(flag, action="store_true", help=text)
+        elif kind == NUMBER:
+            parser.add_argument(flag, type=float, help=text, metavar="X", default=rule.default)
+        elif kind == JSON:
+            text += " A JSON file, for all structures or of structure -> such an object."
+            parser.add_argument(flag, help=text, metavar="FILE")
+        else:
+            if kind == TEXT_OR_JSON:
+                text += " Or a JSON file of structure -> residues, as LigandMPNN takes."
+            parser.add_argument(flag, help=text, metavar="TEXT", default="")
+
+
+def taken(kind: type, values: dict[str, Any]) -> Any:
+    """Makes the dataclass of the options that `add_options` added; removes them from `values`."""
+    return kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})

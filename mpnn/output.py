@@ -1,4 +1,4 @@
-"""Results as text, FASTA, JSON or CSV, and files that appear whole or not at all."""
+"""Results as text: FASTA, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpnn.config import ALPHABET
-from mpnn.errors import InputError
 from mpnn.results import Design, Designs, Score, Scores, Target
 
 SUFFIX = {"fasta": ".fa", "json": ".json", "csv": ".csv"}
@@ -28,32 +25,6 @@ SCORE_COLUMNS = (
     "name", "record", "seed", "chain", "number", "insertion_code", "letter", "designed", "log_p",
     *(f"p_{letter}" for letter in ALPHABET),
 )  # fmt: skip
-
-
-def write_whole(path: str | Path, data: str | bytes | memoryview) -> None:
-    """Writes a file under a temporary name beside it, then renames it into place.
-
-    Missing folders are made. Whatever stops the writing, `path` holds its old content or the new.
-
-    Raises:
-        InputError: the folder cannot be made or written to.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(data.encode(errors="surrogateescape") if isinstance(data, str) else data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to"
-        ) from error
 
 
 def render_designs(designs: Designs, form: str, model_name: str, version: str) -> str:

@@ -1,330 +1,263 @@
-"""From a PDB or mmCIF file to a `Backbone`.
+"""From a structure file, its text or an object in memory to a `Backbone`.
 
-Author chain names and author residue numbers are used throughout. The rules:
+Author chain names and author residue numbers are used throughout. `polymer` says which residues
+are in a chain and in which order; beyond that:
 
-* Residues of protein chains are kept in file order, modified ones such as MSE included; ligands
-  (free amino acids too), waters and nucleic acids are left out.
-* One conformer per residue: most of the four atoms, then the highest mean occupancy, then first in
-  the file. Several residue names at one position are conformers in this sense.
 * A modified residue has its parent's letter where gemmi's table names a standard one, else X; names
   that force fields give to states of protonation (HIE, CYX, …) count as their residues'.
 * A residue without finite N, CA, C and O is masked and keeps its letter; a coordinate that cannot
   be read, or runs over its columns, is not finite, and atoms that lie on one another are none.
-* A number missing between two residues in file order becomes a masked X, once per number and only
-  if it occurs nowhere in the chain; where numbering runs backwards nothing is filled. A jump is
-  filled whatever its length, up to `MAX_GAP` positions a chain; beyond that the file is refused.
+* A number missing between two residues in a row becomes a masked X, once per number and only if it
+  occurs nowhere in the chain; where numbering runs backwards nothing is filled. A jump is filled
+  whatever its length, up to `MAX_GAP` positions a chain; beyond that the file is refused.
 
-What was masked, mapped, chosen or filled is counted in `Backbone.notes`.
+Whatever was masked, mapped, chosen, joined, skipped or filled is said in `Backbone.notes`.
 """
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import re
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
 
 import gemmi
 import numpy as np
+from numpy.typing import NDArray
 
 from mpnn.backbone import ATOMS, MAX_GAP, Backbone, Chain, assemble, check_chain_names
-from mpnn.config import ALPHABET
+from mpnn.bonds import (
+    PEPTIDE_BOND,
+    Notes,
+    Polymer,
+    hidden_breaks,
+    read_polymer,
+    split_at_breaks,
+    with_insertion_codes,
+)
 from mpnn.errors import InputError
+from mpnn.residues import is_standard, one_letter
+from mpnn.sources import Source, Tree, name_of, read_tree
 
-__all__ = ["ATOMS", "MAX_GAP", "Backbone", "Chain", "assemble", "read_structure"]
+__all__ = ["ATOMS", "MAX_GAP", "Backbone", "Chain", "assemble", "name_of", "read_structure"]
 
-PROTONATION = {
-    **dict.fromkeys(("HID", "HIE", "HIP", "HSD", "HSE", "HSP"), "HIS"),
-    **dict.fromkeys(("CYM", "CYX"), "CYS"),
-    "ASH": "ASP",
-    "GLH": "GLU",
-    "LYN": "LYS",
-}
-"""Names of Amber and CHARMM, and the residues they are of."""
+BOND_RANGE = (1.2, 1.8)
+"""Å that N–CA (1.46) and CA–C (1.53) of any usable structure lie between."""
 
-COINCIDENT = 0.1
-"""Å below which two backbone atoms of a residue cannot both be where the file says."""
-
-MAX_COORDINATE = 1e5
-"""Å from the origin, per axis; float32 resolves 0.01 Å up to here. Atoms beyond count as absent."""
-
-_ATOM = r"^((?:ATOM..|HETATM).{24})"
-_USUAL = r"(?:(?=[ \d-]{4}\.) *-?\d+\.\d{3}){3}"
-"""Three coordinates as nearly all are: passed over before anything is taken apart."""
-_UNUSUAL_LINE = re.compile(_ATOM + rf"(?!{_USUAL})(.{{8}})(.{{8}})(.{{8}})", re.M | re.I)
-_COORDINATE = re.compile(r"\s*[-+]?(\d{1,4}(\.\d*)?|\.\d+)(e[-+]?\d+)?\s*", re.I)  # of %8.3f
-_END_LINE = re.compile(r"^END(?![A-Z0-9])", re.M | re.I)
-_USUAL_LINE = re.compile(_ATOM + _USUAL, re.M | re.I)
+_MASKED = "incomplete residues masked"
+_MODIFIED = "modified residues mapped to their parent amino acid"
+_UNKNOWN = "unknown residues read as X"
+_HIGHEST = "alternate conformations, the one with the highest occupancy kept"
+_MOST_COMPLETE = "alternate conformations, the most complete one kept"
+_OXYGEN = "C-terminal oxygen of another name read as O"
+_GEOMETRY = f"implausible bonds, N–CA or CA–C not {BOND_RANGE[0]} to {BOND_RANGE[1]} Å"
+_END_TO_END = "chains bonded end to end"
+_BACKWARDS = "numbers run backwards without a bond"
 
 
 def read_structure(
-    path: str | Path, chains: Sequence[str] | None = None, model: int | None = None
+    source: Source,
+    chains: Sequence[str] | None = None,
+    model: int | None = None,
+    *,
+    split_breaks: bool = False,
+    name: str | None = None,
 ) -> Backbone:
-    """Read a PDB or mmCIF file, plain or gzipped; the content says which, not the name.
+    """Read a structure: PDB, mmCIF or mmJSON, plain or gzipped, told by its content, or an object.
 
     Args:
-        path: the file.
+        source: a path, the text itself (a string with line breaks), an open file, a
+            `gemmi.Structure`, or a biotite `AtomArray` or `AtomArrayStack`. It stays as it is.
         chains: author names of the chains to keep, in this order; all protein chains if None.
             A chain without a name in the file is called "_".
-        model: number of the model to read; the first in the file if None.
+        model: number of the model to read; the first that has atoms if None.
+        split_breaks: start a new chain, under a free name, where two residues in a row have no
+            peptide bond although their numbers leave no gap between them.
+        name: what to call the structure; the file's name without its ending if None.
 
     Raises:
-        InputError: the file cannot be read as a structure, holds no protein chain or only CA atoms,
-            lacks a chain or the model asked for, names two residues alike, or has atoms after END.
+        InputError: the source cannot be read as a structure, holds no protein chain or only CA
+            atoms, is not in Å, lacks a chain or the model asked for, names two residues alike, or
+            has other atoms after END.
     """
-    path = Path(path)
-    structure = _parse(path)
-    picked = _pick_model(structure, model, path)
-    found = _protein_chains(picked, path)
+    tree = read_tree(source)
+    picked = _pick_model(tree, model)
+    notes = [*tree.notes, *_model_notes(tree.structure, picked)]
+    polymers = _proteins(picked, tree.where)
+    if without := [c.name or "_" for c in picked if (c.name or "_") not in polymers]:
+        notes.append(f"chains without protein left out ({len(without)}): {_listed(without)}")
+    if split_breaks:
+        polymers = split_at_breaks(polymers, [chain.name for chain in picked], tree.where)
     if chains is not None:
-        names = chains.split(",") if isinstance(chains, str) else chains
-        order = [name.strip() for name in names]
-        check_chain_names(str(path), order, list(found))
-        found = {name: found[name] for name in order}
-    sites = {f"{chain}:{site.number}{site.code}": site for chain in found for site in found[chain]}
-    _check_atoms(sites, path)
-    notes = _notes(sites)
-    if len(structure) > 1:
-        notes.append(f"model {picked.num} read, of {len(structure)}")
-    return assemble(name_of(path), [_as_chain(*item) for item in found.items()], notes)
+        asked = chains.split(",") if isinstance(chains, str) else chains
+        order = [chain.strip() for chain in asked]
+        check_chain_names(tree.where, order, list(polymers))
+        polymers = {chain: polymers[chain] for chain in order}
+    whole = [with_insertion_codes(polymer, tree.where) for polymer in polymers.values()]
+    _check_atoms(whole, tree.where)
+    notes += [*_residue_notes(whole), *_break_notes(whole), *_end_to_end_notes(whole)]
+    return assemble(name or tree.name, [_as_chain(polymer) for polymer in whole], notes)
 
 
-def name_of(path: Path) -> str:
-    """What a structure is called: its file's name without the ending, and without .gz."""
-    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
-
-
-def _parse(path: Path) -> gemmi.Structure:
-    """The file as gemmi's tree, entity types set."""
-    text = _read_text(path)
-    start = next((line for line in text.splitlines() if line.strip() and line[0] != "#"), "")
-    is_mmcif = start[:5].lower() == "data_"
-    if not is_mmcif:
-        text = _checked_pdb(text, path)
-    try:
-        if is_mmcif:
-            blocks = map(gemmi.make_structure_from_block, gemmi.cif.read_string(text))
-            structure = next((s for s in blocks if len(s)), gemmi.Structure())
-        else:
-            structure = gemmi.read_pdb_string(text)
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not a readable PDB or mmCIF file: {reason}") from None
-    structure.merge_chain_parts()
-    structure.setup_entities()
-    if not any(len(model) for model in structure):
-        raise InputError(
-            f"{path}: no atoms found; a structure has ATOM records (PDB) or an _atom_site table "
-            "with type_symbol, label_alt_id and Cartn_x, _y, _z among its columns (mmCIF)"
-        )
-    return structure
-
-
-def _checked_pdb(text: str, path: Path) -> str:
-    """PDB text with nan for coordinates that cannot be read, where gemmi would take what it can.
-
-    Raises:
-        InputError: atoms follow an END, where gemmi would stop.
-    """
-    if (end := _END_LINE.search(text)) and _USUAL_LINE.search(text, end.end()):
-        line = text.count("\n", 0, end.start()) + 1
-        raise InputError(
-            f"{path}: line {line}: END ends a PDB file, but atoms follow; take out the line, or "
-            "all after it (models are parted by MODEL and ENDMDL)"
-        )
-    return _UNUSUAL_LINE.sub(_with_nan, text)
-
-
-def _with_nan(line: re.Match[str]) -> str:
-    start, *fields = line.groups()
-    return start + "".join(x if _COORDINATE.fullmatch(x) else "     nan" for x in fields)
-
-
-def _read_text(path: Path) -> str:
-    """The file's text, unzipped; characters beyond ASCII become "?", which keeps PDB's columns."""
-    try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; name a PDB or mmCIF file in it") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip file ({error}); fetch it again") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    if not data.strip():
-        raise InputError(f"{path}: is empty; a PDB or mmCIF file is needed")
-    data = data.removeprefix(codecs.BOM_UTF8)
-    if b"\0" in data:
-        raise InputError(f"{path}: is a binary file; PDB or mmCIF text is needed")
-    return data.decode("ascii", errors="replace").replace("\ufffd", "?")
-
-
-def _pick_model(structure: gemmi.Structure, number: int | None, path: Path) -> gemmi.Model:
+def _pick_model(tree: Tree, number: int | None) -> gemmi.Model:
+    """The model of a number, or the first with atoms."""
+    with_atoms = [model for model in tree.structure if len(model)]
     if number is None:
-        return structure[0]
-    there = [model.num for model in structure]
-    if number not in there:
-        raise InputError(
-            f"{path}: there is no model {number}; it has {_listed(there)} ({len(there)} in all)"
-        )
-    return structure[there.index(number)]
+        return with_atoms[0]
+    for model in with_atoms:
+        if model.num == number:
+            return model
+    there = [model.num for model in with_atoms]
+    raise InputError(
+        f"{tree.where}: there is no model {number}; it has {_listed(there)} ({len(there)} in all)"
+    )
 
 
-@dataclass(frozen=True)
-class _Site:
-    """One residue position of a file, its conformer chosen."""
-
-    number: int
-    code: str
-    residue: str  # name in the file, such as MSE
-    atoms: dict[str, list[float]]  # of the backbone atoms there are, x, y, z in Å
-    num_conformers: int
-
-    @property
-    def letter(self) -> str:
-        letter = _tabulated(self.residue).one_letter_code.upper()
-        return letter if letter in ALPHABET else "X"
+def _model_notes(structure: gemmi.Structure, picked: gemmi.Model) -> list[str]:
+    if len(structure) == 1:
+        return []
+    empty = [model.num for model in structure if not len(model)]
+    without = f"; without atoms: {_listed(empty)}" if empty else ""
+    return [f"model {picked.num} read, of {len(structure)}{without}"]
 
 
-def _protein_chains(model: gemmi.Model, path: Path) -> dict[str, list[_Site]]:
-    """Protein residues of each chain that has some, by chain name, in file order."""
-    found = {chain.name or "_": _sites(chain, path) for chain in model}
+def _proteins(model: gemmi.Model, where: str) -> dict[str, Polymer]:
+    """Each chain that has protein, by name, in file order."""
+    found = {chain.name or "_": read_polymer(chain, where) for chain in model}
     if len(found) < len(model):
-        raise InputError(f"{path}: two chains have the same name; there are {_listed(list(found))}")
-    proteins = {name: sites for name, sites in found.items() if sites}
+        raise InputError(
+            f"{where}: two chains have the same name; there are {_listed(list(found))}"
+        )
+    proteins = {name: polymer for name, polymer in found.items() if polymer.sites}
     if not proteins:
         names = {residue.name for chain in model for residue in chain}
         nucleic = any(gemmi.find_tabulated_residue(name).is_nucleic_acid() for name in names)
         kind = "nucleic acid" if nucleic else "no polymer of amino acids"
         held = f"chains {_listed(list(found))} hold {kind} ({_listed(sorted(names))})"
-        raise InputError(f"{path}: no protein chain; {held}")
+        raise InputError(f"{where}: no protein chain; {held}")
     return proteins
 
 
-def _sites(chain: gemmi.Chain, path: Path) -> list[_Site]:
-    groups = groupby(_protein_residues(chain), key=lambda r: (r.seqid.num, r.seqid.icode.strip()))
-    sites = []
-    seen = set()
-    for (number, code), group in groups:
-        where = f"{path}: chain {chain.name or '_'}, residue {number}{code}"
-        if number is None:
-            raise InputError(f"{where}: a residue needs a number")
-        if (number, code) in seen:
-            raise InputError(f"{where} occurs twice; give each chain a name of its own")
-        seen.add((number, code))
-        conformers = [c for residue in group for c in _conformers(residue, where)]
-        residue, atoms, _ = max(conformers, key=lambda c: (len(c[1]), c[2]))
-        sites.append(_Site(number, code, residue, atoms, len(conformers)))
-    return sites
-
-
-def _protein_residues(chain: gemmi.Chain) -> list[gemmi.Residue]:
-    """Amino acids of the polymer, not free ones.
-
-    Without TER records gemmi ends a polymer at the first odd residue: one that stands before an
-    amino acid in ATOM records is in the chain all the same.
-    """
-    amino_acids = [residue for residue in chain if _is_amino_acid(residue)]
-    in_atom_records = [i for i, residue in enumerate(amino_acids) if residue.het_flag == "A"]
-    end = max(in_atom_records, default=-1)
-    polymer = gemmi.EntityType.Polymer
-    return [r for i, r in enumerate(amino_acids) if i <= end or r.entity_type == polymer]
-
-
-def _tabulated(name: str) -> gemmi.ResidueInfo:
-    """What gemmi's table says of a residue, states of protonation included."""
-    return gemmi.find_tabulated_residue(PROTONATION.get(name, name))
-
-
-def _is_amino_acid(residue: gemmi.Residue) -> bool:
-    info = _tabulated(residue.name)
-    like_one = not info.found() and {"N", "CA", "C"} <= {atom.name for atom in residue}
-    return info.is_amino_acid() or like_one
-
-
-def _conformers(
-    residue: gemmi.Residue, where: str
-) -> Iterator[tuple[str, dict[str, list[float]], float]]:
-    """Residue name, usable backbone atoms and mean occupancy of each conformer, in file order."""
-    atoms = [atom for atom in residue if atom.name in ATOMS]
-    if len({(atom.name, atom.altloc) for atom in atoms}) < len(atoms):
-        raise InputError(f"{where} has an atom twice; give each chain a name of its own")
-    atoms = [a for a in atoms if all(abs(x) <= MAX_COORDINATE for x in a.pos.tolist())]
-    labels = dict.fromkeys(atom.altloc for atom in atoms if atom.altloc != "\0")
-    for label in labels or ["\0"]:
-        # Atoms without a label belong to every conformer; a labeled one comes last and wins.
-        chosen = {
-            a.name: a
-            for a in sorted(atoms, key=lambda a: a.altloc == label)
-            if a.altloc in ("\0", label)
-        }
-        chosen = _apart(chosen)
-        occupancy = sum(atom.occ for atom in chosen.values()) / max(len(chosen), 1)
-        yield residue.name, {name: a.pos.tolist() for name, a in chosen.items()}, occupancy
-
-
-def _apart(atoms: dict[str, gemmi.Atom]) -> dict[str, gemmi.Atom]:
-    """The atoms that lie on no other."""
-    return {
-        name: atom
-        for name, atom in atoms.items()
-        if all(atom.pos.dist(b.pos) > COINCIDENT for other, b in atoms.items() if other != name)
-    }
-
-
-def _check_atoms(sites: dict[str, _Site], path: Path) -> None:
-    """Refuse a structure without a single complete residue."""
-    if any(len(site.atoms) == len(ATOMS) for site in sites.values()):
-        return
-    if {atom for site in sites.values() for atom in site.atoms} == {"CA"}:
+def _check_atoms(polymers: Sequence[Polymer], where: str) -> None:
+    """Refuse a structure without a single complete residue, or one that is not in Å."""
+    xyz = np.concatenate([polymer.xyz for polymer in polymers])
+    complete = xyz[_complete(xyz)]
+    if not len(complete):
+        present = np.isfinite(xyz[..., 0]).any(0)
+        if present.tolist() == [atom == "CA" for atom in ATOMS]:
+            raise InputError(
+                f"{where}: a CA-only trace; the network needs N, CA, C and O of each residue, so "
+                "rebuild the backbone first"
+            )
+        raise InputError(f"{where}: no residue has all of N, CA, C and O, which are needed")
+    outside = _implausible(complete)
+    if 2 * outside.sum() > len(complete):
+        n_ca, ca_c = np.median(_bonds(complete), axis=0)
+        nanometers = n_ca < BOND_RANGE[0] / 5
         raise InputError(
-            f"{path}: a CA-only trace; the network needs N, CA, C and O of each residue, so "
-            "rebuild the backbone first"
+            f"{where}: N–CA is {n_ca:.3f} and CA–C {ca_c:.3f} Å long in the median residue, not "
+            f"{BOND_RANGE[0]} to {BOND_RANGE[1]} Å in {outside.sum()} of {len(complete)} residues; "
+            + (
+                "these are nanometers: multiply coordinates by 10"
+                if nanometers
+                else "give the coordinates of a backbone in Å"
+            )
         )
-    raise InputError(f"{path}: no residue has all of the atoms N, CA, C and O, which are needed")
 
 
-def _as_chain(name: str, sites: Sequence[_Site]) -> Chain:
-    complete = np.array([len(site.atoms) == len(ATOMS) for site in sites])
-    coords = np.zeros((len(sites), len(ATOMS), 3), dtype=np.float32)
-    for row, site in enumerate(sites):
-        if complete[row]:
-            coords[row] = [site.atoms[atom] for atom in ATOMS]
+def _bonds(xyz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lengths of N–CA and CA–C in Å, [R, 2]."""
+    lengths: NDArray[np.float64] = np.linalg.norm(xyz[:, 1:3] - xyz[:, 0:2], axis=-1)
+    return lengths
+
+
+def _implausible(xyz: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which residues have bonds outside `BOND_RANGE`, [R]; none where an atom is absent."""
+    lengths = _bonds(xyz)
+    outside: NDArray[np.bool_] = np.any(
+        (lengths < BOND_RANGE[0]) | (lengths > BOND_RANGE[1]), axis=1
+    )
+    return outside
+
+
+def _complete(xyz: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which residues have all four atoms, [R]."""
+    complete: NDArray[np.bool_] = np.all(np.isfinite(xyz), axis=(1, 2))
+    return complete
+
+
+def _as_chain(polymer: Polymer) -> Chain:
+    complete = _complete(polymer.xyz)
     return Chain(
-        name=name,
-        coords=coords,
+        name=polymer.name,
+        coords=np.where(complete[:, None, None], polymer.xyz, 0).astype(np.float32),
         complete=complete,
-        letters="".join(site.letter for site in sites),
-        numbers=np.array([site.number for site in sites], dtype=np.int64),
-        insertion_codes=np.array([site.code for site in sites], dtype="<U1"),
+        letters="".join(one_letter(site.name) for site in polymer.sites),
+        numbers=np.array([site.number for site in polymer.sites], dtype=np.int64),
+        insertion_codes=np.array([site.code for site in polymer.sites], dtype="<U1"),
     )
 
 
-def _notes(sites: dict[str, _Site]) -> list[str]:
+def _residue_notes(polymers: Sequence[Polymer]) -> list[str]:
     """What was done to the residues as they were read, one sentence per kind."""
-    lacking = [key for key, site in sites.items() if len(site.atoms) < len(ATOMS)]
-    chosen = [key for key, site in sites.items() if site.num_conformers > 1]
-    unknown = [f"{key} {site.residue}" for key, site in sites.items() if site.letter == "X"]
-    modified = [
-        f"{key} {site.residue} as {site.letter}"
-        for key, site in sites.items()
-        if site.letter != "X"
-        and gemmi.expand_one_letter(site.letter, gemmi.ResidueKind.AA) != site.residue
+    notes: Notes = {}
+    for polymer in polymers:
+        for kind, items in polymer.notes.items():
+            notes.setdefault(kind, []).extend(items)
+        for row, kind, words in _remarks(polymer):
+            notes.setdefault(kind, []).append(polymer.address(row) + words)
+    return [f"{kind} ({len(items)}): {_listed(items)}" for kind, items in notes.items()]
+
+
+def _remarks(polymer: Polymer) -> Iterator[tuple[int, str, str]]:
+    """Row, kind and further words of each thing done to a residue."""
+    for row in np.flatnonzero(~_complete(polymer.xyz)).tolist():
+        yield row, _MASKED, ""
+    for row, site in enumerate(polymer.sites):
+        if not is_standard(site.name):
+            letter = one_letter(site.name)
+            as_letter = "" if letter == "X" else f" as {letter}"
+            yield row, _MODIFIED if as_letter else _UNKNOWN, f" {site.name}{as_letter}"
+        if site.kept:
+            yield row, _MOST_COMPLETE if site.complete_first else _HIGHEST, f" {site.kept}"
+        if site.oxygen:
+            yield row, _OXYGEN, f" {site.oxygen}"
+    for row in np.flatnonzero(_implausible(polymer.xyz)).tolist():
+        yield row, _GEOMETRY, ""
+
+
+def _break_notes(polymers: Sequence[Polymer]) -> list[str]:
+    """Breaks that numbering hides, and places where it runs backwards for no bond."""
+    consecutive: list[str] = []
+    backwards: list[str] = []
+    lengths: list[float] = []
+    for polymer in polymers:
+        for row, length in hidden_breaks(polymer).items():
+            between = f"{polymer.address(row)}–{polymer.address(row + 1)}"
+            if polymer.sites[row + 1].number < polymer.sites[row].number:
+                backwards.append(between)
+            else:
+                consecutive.append(between)
+                lengths.append(length)
+    notes = []
+    if consecutive:
+        low, high = f"{min(lengths):.3g}", f"{max(lengths):.3g}"
+        distance = high if len(lengths) == 1 else f"{low} to {high}"
+        count = "" if len(lengths) == 1 else f" ({len(lengths)})"
+        notes = [f"consecutive numbers, C–N {distance} Å{count}: {_listed(consecutive)}"]
+    if backwards:
+        notes.append(f"{_BACKWARDS} ({len(backwards)}): {_listed(backwards)}")
+    return notes
+
+
+def _end_to_end_notes(polymers: Sequence[Polymer]) -> list[str]:
+    """Chains that go on from the end of another, as parts of one chain would."""
+    last = np.array([polymer.xyz[-1, 2] for polymer in polymers])
+    first = np.array([polymer.xyz[0, 0] for polymer in polymers])
+    lengths = np.linalg.norm(last[:, None] - first, axis=-1)
+    bonded = [
+        f"{polymers[a].address(-1)}–{polymers[b].address(0)}"
+        for a, b in np.argwhere(lengths <= PEPTIDE_BOND).tolist()
+        if a != b
     ]
-    kinds = {
-        "incomplete residues masked": lacking,
-        "modified residues read by their parents": modified,
-        "unknown residues read as X": unknown,
-        "residues with several conformers, one kept": chosen,
-    }
-    return [f"{kind} ({len(keys)}): {_listed(keys)}" for kind, keys in kinds.items() if keys]
+    return [f"{_END_TO_END} ({len(bonded)}): {_listed(bonded)}"] if bonded else []
 
 
 def _listed(items: Sequence[object], limit: int = 8) -> str:

@@ -2,7 +2,7 @@
 
 Our own form is safetensors with the configuration and a card (a JSON object that says where the
 weights come from) in its metadata; it is read without importing torch. The published form is a
-torch pickle (`mpnn.published`).
+torch pickle (`mpnn.published_weights`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from mpnn.atomic import write_whole
 from mpnn.config import ModelConfig, NetworkConfig, SSMConfig
 from mpnn.download import PUBLISHED, cache_folder, cached, fetch, git_blob_id
 from mpnn.errors import InputError
-from mpnn.output import write_whole
 from mpnn.parameters import Arrays, deterministic_arrays, parameter_shapes
-from mpnn.published import read_published
+from mpnn.published_weights import read_published
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mpnn.networks import Network
+    from mpnn.model import ProteinMPNN
+    from mpnn.ssm import SSM
+
+    Network = ProteinMPNN | SSM
+    """A network of any kind; its `config` says which."""
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Folder of the checkpoints that come with the package."""
@@ -112,11 +116,17 @@ def formula_weights(config: NetworkConfig) -> Network:
     return build_network(config, deterministic_arrays(config))
 
 
+def make_network(config: NetworkConfig) -> Network:
+    """A torch network of this size with random weights."""
+    from mpnn.model import ProteinMPNN
+    from mpnn.ssm import SSM
+
+    return SSM(config) if isinstance(config, SSMConfig) else ProteinMPNN(config)
+
+
 def build_network(config: NetworkConfig, arrays: Arrays) -> Network:
     """A torch network with these parameters, whose memory it shares."""
     import torch
-
-    from mpnn.networks import make_network
 
     # Its random weights are thrown away. Building on the meta device would need none, but imports
     # torch._dynamo and sympy, which takes a second; a forked generator leaves the caller's alone.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from toys import Project, real_side
 
-from mpnn.output import write_whole
+from mpnn.atomic import write_whole
 from mpnn.regression.hardware import this_machine
 from mpnn.regression.timing import Rule, measure, median
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
+from mpnn.atomic import write_whole
 from mpnn.batch import Batch
 from mpnn.config import ARCHITECTURES
 from mpnn.decoding import Constraints, Key, make_job
 from mpnn.optimizations import load_engine
-from mpnn.output import write_whole
 from mpnn.regression.baselines import commit_info
 from mpnn.regression.hardware import this_machine
 from mpnn.regression.process import PINNED

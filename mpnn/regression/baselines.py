@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpnn.atomic import write_whole
 from mpnn.errors import InputError
-from mpnn.output import write_whole
 from mpnn.regression.timing import Verdict, median
 
 Row = Mapping[str, Any]

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
+from mpnn.atomic import write_whole
 from mpnn.errors import InputError
-from mpnn.output import write_whole
 from mpnn.regression import against, baselines
 from mpnn.regression.gate import CHANGED, NOT_RECORDED, PORTABLE_MARGIN, Check, Gate, describe
 from mpnn.regression.hardware import this_machine

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
+from mpnn.atomic import write_whole
 from mpnn.errors import InputError
-from mpnn.output import write_whole
 from mpnn.regression import baselines, charts, scaling
 from mpnn.regression.baselines import Row, Run, stored_study
 from mpnn.regression.claims import CLAIMS, Claim, Compare, Published, not_measured_on

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mpnn.atomic import write_whole
 from mpnn.batch import Batch
 from mpnn.config import NUM_LETTERS, UNKNOWN
 from mpnn.datasets import ChainSet
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.networks import engine_for
-from mpnn.output import write_whole
 from mpnn.training import forward
 from mpnn.training.data import Crop, RaggedBatch, fixed_rank
 from mpnn.weights import find_weights, load_weights

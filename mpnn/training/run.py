@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpnn.atomic import write_whole
 from mpnn.config import ARCHITECTURES, UNKNOWN
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.networks import Network, make_network
 from mpnn.optimizations import check_device
 from mpnn.optimizations.exact.workers import flush_denormals
-from mpnn.output import write_whole
 from mpnn.training import forward
 from mpnn.training.data import (
     DRAWS,

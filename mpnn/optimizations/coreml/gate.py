@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mpnn.atomic import write_whole
 from mpnn.errors import InputError
 from mpnn.optimizations.coreml.package import Weights
-from mpnn.output import write_whole
 
 BANDS: dict[Weights, float] = {
     "float32": 1e-3,

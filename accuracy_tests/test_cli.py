@@ -35,7 +35,8 @@ def test_design_writes_fasta(here: Path) -> None:
     lines = (here / "seqs" / "dimer.fa").read_text().splitlines()
     assert re.fullmatch(
         r">dimer, score=[\d.]+, global_score=[\d.]+, fixed_chains=\['A'\], "
-        r"designed_chains=\['B'\], model_name=made, git_hash=mpnn-[\d.]+, seed=5",
+        r"designed_chains=\['B'\], model_name=made, git_hash=mpnn-[\d.]+, seed=5, "
+        r"confidence=[\d.]+",
         lines[0],
     )
     assert lines[1] == DIMER.sequence[12:]

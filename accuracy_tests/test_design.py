@@ -436,7 +436,7 @@ def test_conditional_is_the_published_rule(model: Model, dimer: Backbone) -> Non
 
 def test_unknown_mode(model: Model, dimer: Backbone) -> None:
     """A mode that does not exist is refused with the list of those that do."""
-    with pytest.raises(InputError, match="ordered, conditional, unconditional"):
+    with pytest.raises(InputError, match="ordered, conditional, pseudo-likelihood, unconditional"):
         model.score(dimer, mode="both")
 
 

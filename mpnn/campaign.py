@@ -6,9 +6,9 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from mpnn import __version__, files
 from mpnn.atomic import write_whole
@@ -23,9 +23,10 @@ from mpnn.options import (
     DesignOptions,
     RunOptions,
     ScoreOptions,
+    Structures,
 )
-from mpnn.output import SUFFIX, render_designs, render_scores
-from mpnn.results import Mode
+from mpnn.output import SUFFIX, probabilities, render_designs, render_scores
+from mpnn.results import Designs, Mode
 from mpnn.rulebook import RuleBook
 from mpnn.rules import Rules
 from mpnn.structure import name_of, read_structure
@@ -45,6 +46,7 @@ class Result:
 
     text: str  # the whole output file
     summary: str  # a few words for the log
+    others: Mapping[str, str | bytes] = field(default_factory=dict)  # more files, by name
 
 
 Work = Callable[[Path, Progress], Result]
@@ -72,6 +74,7 @@ def design(paths: Sequence[str], rules: Mapping[str, Any], options: DesignOption
     temperatures = files.numbers(options.temperature, float, "--temperature")
     seeds = files.numbers(options.seed, int, "--seed")
     check_draws(options.num_seqs, temperatures, seeds, options.batch_size)
+    _check_has_folder(options.out, {"structures": options.structures, "probs": options.probs})
     structures = files.structure_files(paths, options.out)
     book = _rule_book(structures, rules, options)
     model = _load(options)
@@ -86,11 +89,17 @@ def design(paths: Sequence[str], rules: Mapping[str, Any], options: DesignOption
             options.batch_size,
             advance,
             options.order.value,
+            options.probs,
             rules=applied,
         )
         text = render_designs(designs, options.format, model.name, VERSION)
         what = f"{len(designs)} design{'s' * (len(designs) > 1)} by {model.name}"
-        return Result(text, _summary(what, designs.backbone))
+        others: dict[str, str | bytes] = {}
+        if options.probs:
+            others[f"{backbone.name}.npz"] = probabilities(designs)
+        if options.structures is not None:
+            others |= _structures(designs, path, options.structures)
+        return Result(text, _summary(what, designs.backbone), others)
 
     return run(structures, work, options.out, SUFFIX[options.format])
 
@@ -101,11 +110,11 @@ def score(paths: Sequence[str], rules: Mapping[str, Any], options: ScoreOptions)
     Raises:
         InputError: an option is wrong for all structures, as in `design`.
     """
-    if options.conditional and options.unconditional:
-        raise InputError("--conditional and --unconditional exclude each other; use one")
-    mode: Mode = "ordered"
-    if options.conditional or options.unconditional:
-        mode = "conditional" if options.conditional else "unconditional"
+    chosen: list[Mode] = [mode for mode in get_args(Mode) if _is_on(mode, options)]
+    if len(chosen) > 1:
+        raise InputError(f"--{' and --'.join(chosen)} exclude each other; use one")
+    mode: Mode = chosen[0] if chosen else "ordered"
+    _check_has_folder(options.out, {"probs": options.probs})
     seeds = files.numbers(options.seed, int, "--seed")
     records = None if options.fasta is None else files.read_fasta(options.fasta)
     sequences = None if records is None else [sequence for _, sequence in records]
@@ -123,7 +132,8 @@ def score(paths: Sequence[str], rules: Mapping[str, Any], options: ScoreOptions)
         what = f"score {first.score:.4f}, perplexity {first.perplexity:.2f} by {model.name}"
         if len(scores.scores) > 1:
             what = f"{len(scores.scores)} scores, the first: {what}"
-        return Result(text, _summary(what, scores.backbone))
+        others = {f"{backbone.name}.npz": probabilities(scores)} if options.probs else {}
+        return Result(text, _summary(what, scores.backbone), others)
 
     return run(structures, work, options.out, SUFFIX[options.format])
 
@@ -152,6 +162,8 @@ def run(structures: Sequence[Path], work: Work, out: str, suffix: str) -> int:
             for number, file in enumerate(structures, start=1):
                 try:
                     result = work(file, lambda share: progress.advance(task, share))
+                    for name, content in result.others.items():
+                        write_whole(Path(out, name), content)
                     where = _deliver(result.text, out, name_of(file) + suffix, first=done == 0)
                     done += 1
                     console.print(f"{file}: {result.summary}{where}")
@@ -167,6 +179,33 @@ def run(structures: Sequence[Path], work: Work, out: str, suffix: str) -> int:
     if failed:
         console.print(f"{failed} of {len(structures)} files failed", style="red")
     return (SOME_FAILED if done else FAILED) if failed else DONE
+
+
+def _is_on(mode: str, options: ScoreOptions) -> bool:
+    return bool(getattr(options, mode.replace("-", "_"), False))
+
+
+def _check_has_folder(out: str, asked: Mapping[str, object]) -> None:
+    """Refuses options that write files where results are printed."""
+    wanted = [f"--{name}" for name, value in asked.items() if value]
+    if out == STDOUT and wanted:
+        raise InputError(
+            f"{' and '.join(wanted)} cannot be printed to standard output; name a folder with --out"
+        )
+
+
+def _structures(designs: Designs, path: Path, form: Structures) -> dict[str, str]:
+    """One structure per design by the name of its file, which says what the design was keyed by."""
+    from mpnn.design_structure import Template, form_of, read_source, structure_text
+
+    source = read_source(path)
+    written = form_of(source) if form is Structures.input else form.value
+    template = Template(designs, source)
+    return {
+        f"structures/{designs.backbone.name}_T{design.temperature}_seed{design.seed}_"
+        f"sample{design.sample}.{written}": structure_text(template.with_design(design), written)
+        for design in designs
+    }
 
 
 def _load(options: RunOptions) -> Model:

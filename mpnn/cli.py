@@ -20,6 +20,7 @@ from mpnn.options import (
     add_options,
     add_rules,
     taken,
+    with_optional_values,
 )
 
 DESCRIPTION = "Design protein sequences for backbones, and score them: ProteinMPNN made fast."
@@ -47,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments:
         parser().print_help(sys.stderr)
         return FAILED
-    values = vars(parser().parse_args(arguments))
+    values = vars(parser().parse_args(with_optional_values(arguments)))
     command = values.pop("command")
     try:
         return command(**values) or 0

@@ -39,6 +39,14 @@ class Order(StrEnum):
     coloured = "coloured"
 
 
+class Structures(StrEnum):
+    """Formats of structures, one for each design."""
+
+    input = "input"
+    pdb = "pdb"
+    cif = "cif"
+
+
 @dataclass(frozen=True)
 class Option:
     """How the command line shows a field."""
@@ -102,12 +110,28 @@ class DesignOptions(RunOptions):
         Order, Option("Decoding order: random as published, or graph coloring in fewer steps.")
     ] = Order.random
     batch_size: Annotated[
-        int, Option("Sequences sampled at once; bounds memory, changes no sequence.", metavar="N")
-    ] = 8
+        int | None,
+        Option(
+            "Sequences sampled at once; bounds memory, changes no sequence. By length by default.",
+            metavar="N",
+        ),
+    ] = None
     out: Annotated[str, Option('Folder for one file per structure; "-" prints.', metavar="DIR")] = (
         "seqs"
     )
     format: Annotated[Format, Option("Format of the files: .fa, .json or .csv.")] = Format.fasta
+    structures: Annotated[
+        Structures | None,
+        Option(
+            "Write one structure per design to DIR/structures too, as pdb, cif, or in the format "
+            "of the input where neither is named: the new residue names on the input's backbone, "
+            "-log p of each residue in the B-factors."
+        ),
+    ] = None
+    probs: Annotated[
+        bool,
+        Option("Write DIR/NAME.npz too, with the log-probabilities of each sequence as sampled."),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,14 @@ class ScoreOptions(RunOptions):
     conditional: Annotated[
         bool, Option("Score each residue given all other residues, one pass per residue.")
     ] = False
+    pseudo_likelihood: Annotated[
+        bool,
+        Option(
+            "Score each residue given all others in one pass in all, as Foundry's "
+            "conditional_minus_self: close to --conditional, but a residue's own type reaches it "
+            "through its neighbors from the second decoder layer on."
+        ),
+    ] = False
     unconditional: Annotated[bool, Option("Score each residue given the backbone alone.")] = False
     out: Annotated[str, Option('Folder for one file per structure; "-" prints.', metavar="DIR")] = (
         "scores"
@@ -131,6 +163,9 @@ class ScoreOptions(RunOptions):
     format: Annotated[
         Format, Option("csv: a row per residue; json: everything; fasta: sequences.")
     ] = Format.csv
+    probs: Annotated[
+        bool, Option("Write DIR/NAME.npz too, with the log-probabilities of each sequence.")
+    ] = False
 
 
 def add_options(parser: argparse._ActionsContainer, kind: type) -> None:
@@ -144,6 +179,18 @@ def add_options(parser: argparse._ActionsContainer, kind: type) -> None:
         else:
             arguments |= _of_type(value_type) | {"metavar": option.metavar}
         parser.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
+
+
+def with_optional_values(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the value of --structures filled in where it has none.
+
+    argparse would take the file after it for its value.
+    """
+    named = [form.value for form in Structures]
+    return [
+        f"{word}=input" if word == "--structures" and after not in named else word
+        for word, after in zip(arguments, [*arguments[1:], ""], strict=True)
+    ]
 
 
 def _of_type(value_type: Any) -> dict[str, Any]:

@@ -1,29 +1,29 @@
-"""Results as text: FASTA, JSON or CSV."""
+"""Results as files: FASTA, JSON, CSV, and npz of log-probabilities."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpnn.config import ALPHABET
-from mpnn.results import Design, Designs, Score, Scores, Target
+from mpnn.errors import InputError
+from mpnn.results import Design, Designs, Score, Scores, rounded
 
 SUFFIX = {"fasta": ".fa", "json": ".json", "csv": ".csv"}
 """Formats and the endings of their files."""
 
 DESIGN_COLUMNS = (
     "name", "seed", "temperature", "sample", "score", "global_score", "seq_recovery", "sequence",
+    "confidence", "residue_scores",
 )  # fmt: skip
 SCORE_COLUMNS = (
     "name", "record", "seed", "chain", "number", "insertion_code", "letter", "designed", "log_p",
-    *(f"p_{letter}" for letter in ALPHABET),
+    *(f"p_{letter}" for letter in ALPHABET), "confidence",
 )  # fmt: skip
 
 
@@ -32,17 +32,32 @@ def render_designs(designs: Designs, form: str, model_name: str, version: str) -
 
     Args:
         designs: what `Model.design` returned.
-        form: a key of `SUFFIX`.
+        form: a key of `SUFFIX`. In CSV, residue_scores are −log p separated by spaces, one for each
+            character of the sequence, nan where masked and "/" between chains.
         model_name: what the weights are called.
         version: of this program; stands under git_hash in FASTA headers.
     """
     if form == "fasta":
         return design_fasta(designs, model_name, version)
     if form == "json":
-        return _json(design_record(designs, model_name, version))
-    name = designs.backbone.name
-    rows = [[name, *_fields(design), designs.printed(design.sequence)] for design in designs]
-    return _csv(DESIGN_COLUMNS, rows)
+        return _json({"model_name": model_name, "version": version, **designs.to_dict()})
+    return _csv(DESIGN_COLUMNS, _design_rows(designs))
+
+
+def _design_rows(designs: Designs) -> Iterator[list[object]]:
+    chains = [designs.chain_slices()[name] for name in designs.designed_chains]
+    for design in designs:
+        scores = [" ".join(f"{x:.4f}" for x in design.residue_scores[part]) for part in chains]
+        yield [
+            designs.backbone.name,
+            design.seed,
+            design.temperature,
+            design.sample,
+            *(rounded(x) for x in (design.score, design.global_score, design.recovery)),
+            designs.printed(design.sequence),
+            rounded(design.confidence),
+            " / ".join(scores),
+        ]
 
 
 def design_fasta(designs: Designs, model_name: str, version: str) -> str:
@@ -56,40 +71,17 @@ def design_fasta(designs: Designs, model_name: str, version: str) -> str:
             f">{designs.backbone.name}, {_scores(native)}, "
             f"fixed_chains={list(designs.fixed_chains)}, "
             f"designed_chains={list(designs.designed_chains)}, model_name={model_name}, "
-            f"git_hash={version}, seed={native.seed}",
+            f"git_hash={version}, seed={native.seed}, confidence={native.confidence:.4f}",
             designs.printed(native.sequence),
         ]
         for design in designs:
             if design.seed == native.seed:
                 lines += [
                     f">T={design.temperature}, sample={design.sample}, {_scores(design)}, "
-                    f"seq_recovery={design.recovery:.4f}",
+                    f"seq_recovery={design.recovery:.4f}, confidence={design.confidence:.4f}",
                     designs.printed(design.sequence),
                 ]
     return "\n".join(lines) + "\n"
-
-
-def design_record(designs: Designs, model_name: str, version: str) -> dict[str, Any]:
-    """The designs of one structure as an object of JSON."""
-    return {
-        **_about(designs, model_name, version),
-        "native": [
-            {
-                "seed": native.seed,
-                "score": _number(native.score),
-                "global_score": _number(native.global_score),
-                "chains": designs.by_chain(native.sequence),
-            }
-            for native in designs.native
-        ],
-        "designs": [
-            {
-                **dict(zip(DESIGN_COLUMNS[1:], _fields(design), strict=False)),
-                "chains": designs.by_chain(design.sequence),
-            }
-            for design in designs
-        ],
-    }
 
 
 def render_scores(
@@ -109,55 +101,20 @@ def render_scores(
     if form == "csv":
         return _csv(SCORE_COLUMNS, _residue_rows(scores, labels))
     if form == "json":
-        return _json(_score_record(scores, labels, model_name, version))
+        return _json({"model_name": model_name, "version": version, **scores.to_dict(names)})
     return "".join(
         f">{label}, {_scores(score)}, perplexity={score.perplexity:.4f}, mode={scores.mode}, "
-        f"model_name={model_name}, git_hash={version}, seed={score.seed}\n"
+        f"model_name={model_name}, git_hash={version}, seed={score.seed}, "
+        f"confidence={score.confidence:.4f}\n"
         f"{scores.printed(score.sequence)}\n"
         for label, score in zip(labels, scores.scores, strict=True)
     )
 
 
-def _score_record(
-    scores: Scores, labels: Sequence[str], model_name: str, version: str
-) -> dict[str, Any]:
-    backbone = scores.backbone
-    return {
-        **_about(scores, model_name, version),
-        "mode": scores.mode,
-        "alphabet": ALPHABET,
-        "residues": [backbone.address(i) for i in range(len(backbone))],
-        "scores": [
-            {
-                "record": label,
-                "seed": score.seed,
-                "score": _number(score.score),
-                "global_score": _number(score.global_score),
-                "perplexity": _number(score.perplexity),
-                "chains": scores.by_chain(score.sequence),
-                "log_probs": [
-                    row if known else None
-                    for row, known in zip(
-                        np.round(score.log_probs.astype(float), 6).tolist(),
-                        computed(scores).tolist(),
-                        strict=True,
-                    )
-                ],
-            }
-            for label, score in zip(labels, scores.scores, strict=True)
-        ],
-    }
-
-
-def computed(scores: Scores) -> NDArray[np.bool_]:
-    """Residues whose log-probabilities mean something, bool [L]."""
-    return scores.designed if scores.mode == "conditional" else scores.backbone.mask
-
-
 def _residue_rows(scores: Scores, labels: Sequence[str]) -> Iterator[list[object]]:
     backbone = scores.backbone
     for label, score in zip(labels, scores.scores, strict=True):
-        for i in np.flatnonzero(computed(scores)):
+        for i in np.flatnonzero(scores.computed):
             letter, log_probs = score.sequence[i], score.log_probs[i].astype(float)
             yield [
                 backbone.name,
@@ -170,44 +127,50 @@ def _residue_rows(scores: Scores, labels: Sequence[str]) -> Iterator[list[object
                 int(scores.designed[i]),
                 f"{log_probs[ALPHABET.index(letter)]:.6f}",
                 *(f"{p:.6g}" for p in np.exp(log_probs)),
+                rounded(score.confidence),
             ]
 
 
-def _about(target: Target, model_name: str, version: str) -> dict[str, Any]:
-    backbone = target.backbone
-    return {
-        "name": backbone.name,
-        "designed_chains": list(target.designed_chains),
-        "fixed_chains": list(target.fixed_chains),
-        "fixed_residues": [
-            backbone.address(int(i))
-            for i in np.flatnonzero(backbone.mask & ~target.designed)
-            if backbone.chain_ids[backbone.chain_index[i]] in target.designed_chains
-        ],
-        "notes": list(backbone.notes),
-        "model_name": model_name,
-        "version": version,
-    }
+def probabilities(results: Designs | Scores) -> bytes:
+    """Log-probabilities of all designs or scores of one structure, as the content of an npz file.
+
+    Keys: `log_probs` float32 [N, L, 21] of every residue type, without temperature and bias: of
+    designs when the residue was sampled; `S` int64 [N, L] residue types of the sequences; `mask`
+    bool [L], False where log-probabilities mean nothing; `chain`, `residue_number` and
+    `insertion_code` [L]; `alphabet`, 21 one-letter codes; `temperature` (NaN for scores) and `seed`
+    [N]. Rows are in the order of the other formats.
+
+    Raises:
+        InputError: `Model.design` was not to keep log-probabilities.
+    """
+    if isinstance(results, Designs):
+        if results.log_probs is None:
+            raise InputError("log-probabilities were not kept; design with keep_log_probs=True")
+        records: Sequence[Design | Score] = results.designs
+        log_probs, mask = results.log_probs, results.backbone.mask
+        temperature = [design.temperature for design in results]
+    else:
+        records, mask = results.scores, results.computed
+        log_probs = np.stack([score.log_probs for score in results.scores])
+        temperature = [np.nan] * len(records)
+    backbone, content = results.backbone, io.BytesIO()
+    np.savez(
+        content,
+        log_probs=log_probs.astype(np.float32, copy=False),
+        S=np.array([[ALPHABET.index(x) for x in record.sequence] for record in records]),
+        mask=mask,
+        chain=np.array(backbone.chain_ids)[backbone.chain_index],
+        residue_number=backbone.numbers,
+        insertion_code=backbone.insertion_codes,
+        alphabet=np.array(ALPHABET),
+        temperature=np.array(temperature),
+        seed=np.array([record.seed for record in records]),
+    )
+    return content.getvalue()
 
 
 def _scores(record: Score | Design) -> str:
     return f"score={record.score:.4f}, global_score={record.global_score:.4f}"
-
-
-def _fields(design: Design) -> list[object]:
-    return [
-        design.seed,
-        design.temperature,
-        design.sample,
-        round(design.score, 6),
-        round(design.global_score, 6),
-        round(design.recovery, 6),
-    ]
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else round(value, 6)
 
 
 def _json(record: dict[str, Any]) -> str:

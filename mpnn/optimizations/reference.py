@@ -28,6 +28,8 @@ from mpnn.optimizations import own, synchronize
 class ReferenceEngine:
     """Encodes every copy, decodes residue by residue, scores in a second pass."""
 
+    rows_per_call = 1024  # samples × residues: each copy's edge features take 500 kB a residue
+
     def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.model = own(model, self.device)

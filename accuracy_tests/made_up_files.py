@@ -51,7 +51,7 @@ def write_weights(folder: Path, config: ModelConfig = CONFIG) -> Path:
 
 def made_model(engine: str = "exact") -> Model:
     """A small network with weights by formula in an engine."""
-    return Model(load_engine(engine, formula_weights(CONFIG)), CONFIG, {"name": "made"})
+    return Model(load_engine(formula_weights(CONFIG), engine), CONFIG, {"name": "made"})
 
 
 def with_gaps(backbone: Backbone, *residues: int) -> Backbone:

@@ -49,7 +49,10 @@ class Engine(Protocol):
         """Samples the job's N sequences of each structure."""
 
     def neighbors(self, encoding: Any, b: int) -> Graph:
-        """E_idx [L, K] of structure b within itself, and False where a neighbor slot is padding."""
+        """Neighbors E_idx [L, K] of structure b within itself, and where they are real [L, K].
+
+        A neighbor slot that is padding holds any residue of the structure.
+        """
 
     def synchronize(self) -> None:
         """Blocks until the device has finished all work."""

@@ -51,7 +51,9 @@ class ReferenceEngine:
         """E_idx [L, K] of structure b, and False where a neighbor slot is padding."""
         valid = encoding.batch.valid[b]
         E_idx = self.model.features.neighbors(encoding.batch)[0][b, valid]
-        return E_idx.cpu().numpy(), valid[E_idx].cpu().numpy()
+        real = valid[E_idx]
+        E_idx = torch.where(real, E_idx, torch.arange(len(E_idx), device=self.device)[:, None])
+        return E_idx.cpu().numpy(), real.cpu().numpy()
 
     def synchronize(self) -> None:
         """Blocks until the device has finished all work."""

@@ -69,7 +69,7 @@ def write_published(path: Path, content: Any) -> Path:
 
 def made_model(engine: str = "exact") -> Model:
     """A small network with weights by formula in an engine."""
-    return Model(load_engine(engine, formula_weights(CONFIG)), CONFIG, {"name": "made"})
+    return Model(load_engine(formula_weights(CONFIG), engine), CONFIG, {"name": "made"})
 
 
 def with_gaps(backbone: Backbone, *residues: int) -> Backbone:

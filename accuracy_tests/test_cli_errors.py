@@ -239,7 +239,7 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
         (["--pssm-multi", "much"], "invalid float value: 'much'"),
         (["--homo-oligomer", "--tied", "A1,B1"], "exclude each other"),
         (["--num-seqs", "many"], "invalid int value: 'many'"),
-        (["--order", "odd"], "--order: 'odd' is not one of random, coloured"),
+        (["--order", "odd"], "--order: 'odd' is not one of random, graph-coloring"),
         (["--redesign", "A1"], "unrecognized arguments: --redesign A1; see mpnn --help"),
         (["--out", ""], "--out is empty"),
         (["--out", "dimer.pdb"], "--out dimer.pdb"),

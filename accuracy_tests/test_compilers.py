@@ -1,150 +1,24 @@
-"""The staged network, plain and compiled by torch, against the reference."""
+"""The staged programs: what compilers are given, and what they compile."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from test_exact import BACKBONES, assert_same, job_of, on_valid
-from test_parity import CONFIGS, INPUTS, Case
+from engine_cases import STRUCTURES, flat_of, job_of, traced
 from torch._dynamo.utils import counters
 
-from mpnn.batch import Batch
 from mpnn.config import ModelConfig
-from mpnn.decoding import Samples, rank_of
 from mpnn.errors import InputError
-from mpnn.optimizations import load_engine
 from mpnn.optimizations.compiled import CompiledEngine
-from mpnn.optimizations.staged import STAGES, StagedEncoding, StagedEngine, example
+from mpnn.optimizations.staged import STAGES, StagedEngine, example
 from mpnn.optimizations.torchscript import TorchScriptEngine
-from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
 CONFIG = ModelConfig(2, 2, 16, 24)
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-
-
-class TracedOnly(CompiledEngine):
-    """torch.compile with what it traced run by torch itself: same programs, built in no time."""
-
-    def __init__(self, model: torch.nn.Module, device: str = "cpu") -> None:
-        super().__init__(model, device)
-        self.compiled = {
-            name: torch.compile(stage, fullgraph=True, backend="eager")
-            for name, stage in self.stages.items()
-        }
-
-
-ENGINES = [
-    StagedEngine,
-    TorchScriptEngine,
-    pytest.param(TracedOnly, marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler")),
-    pytest.param(
-        CompiledEngine,
-        marks=[pytest.mark.slow, pytest.mark.skipif(not COMPILER, reason="no C++ compiler")],
-    ),
-]
-
-
-@functools.cache
-def engine_of(kind: type[StagedEngine], dtype: torch.dtype = torch.float32) -> StagedEngine:
-    """One engine for all tests, so that each program is compiled once."""
-    return kind(formula_weights(CONFIG).to(dtype))
-
-
-@functools.cache
-def reference_samples(name: str, kind: str, dtype: torch.dtype) -> Samples:
-    """What the reference draws for `job_of`."""
-    batch = batch_of(name, dtype)
-    reference = load_engine("reference", formula_weights(CONFIG).to(dtype))
-    return on_valid(batch, reference.sample(reference.encode(batch), job_of(batch, kind)))
-
-
-def batch_of(name: str, dtype: torch.dtype = torch.float32) -> Batch:
-    return Batch.from_backbones(BACKBONES[name], dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [(kind, torch.float32) for kind in ("free", "fixed", "tied", "biased")]
-    + [("free", torch.float64)],
-)
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_same_sequences_and_scores_as_the_reference(
-    engine: type[StagedEngine], name: str, kind: str, dtype: torch.dtype
-) -> None:
-    """Same seed, same sequences; scores of drawing and of a score pass are the reference's."""
-    runner, batch = engine_of(engine, dtype), batch_of(name, dtype)
-    encoding, job = runner.encode(batch), job_of(batch, kind)
-    expected = reference_samples(name, kind, dtype)
-    assert_same(job, expected, on_valid(batch, runner.sample(encoding, job)), TOLERANCE[dtype])
-    scored = Samples(expected.S, runner.log_probs(encoding, expected.S, job.rank))
-    assert_same(job, expected, on_valid(batch, scored), TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_one_residue(engine: type[StagedEngine]) -> None:
-    """A protein of one residue, its own only neighbor, is designed and scored as any other."""
-    batch = Batch.from_backbones([made_up_backbone(1)])
-    job = job_of(batch, samples=2)
-    reference, runner = load_engine("reference", formula_weights(CONFIG)), engine_of(engine)
-    expected = reference.sample(reference.encode(batch), job)
-    encoding = runner.encode(batch)
-    assert_same(job, expected, runner.sample(encoding, job), TOLERANCE[torch.float32])
-    scored = runner.log_probs(encoding, expected.S, job.rank)
-    np.testing.assert_allclose(scored, expected.log_probs, rtol=0, atol=TOLERANCE[torch.float32])
-
-
-@pytest.mark.parametrize("given", INPUTS)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_published_values(engine: type[StagedEngine], given: str) -> None:
-    """Teacher-forced and unconditional values are those of the published implementation."""
-    case = Case(given, "2x64_k12")
-    runner = published_engine(engine)
-    rank = np.stack([rank_of(case.order), np.zeros(len(case.S), np.int64)])[None]
-    S = np.broadcast_to(case.S, rank.shape)
-    actual = runner.log_probs(runner.encode(case.batch), S, rank)[0]
-    assert case.worst(actual[0], "log_probs") < TOLERANCE[torch.float32]
-    assert case.worst(actual[1], "unconditional_log_probs") < TOLERANCE[torch.float32]
-
-
-@functools.cache
-def published_engine(kind: type[StagedEngine]) -> StagedEngine:
-    return kind(formula_weights(CONFIGS["2x64_k12"]))
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_neighbors(name: str) -> None:
-    """Each structure's real neighbors are the reference's, numbered within the structure."""
-    batch = batch_of(name)
-    found: list[list[list[int]]] = []
-    for runner in (load_engine("reference", formula_weights(CONFIG)), engine_of(StagedEngine)):
-        encoding = runner.encode(batch)
-        graphs = [runner.neighbors(encoding, b) for b in range(len(batch.mask))]
-        found.append(
-            [row[r].tolist() for E, real in graphs for row, r in zip(E, real, strict=True)]
-        )
-    assert found[0] == found[1]
-
-
-def test_neighbors_found_elsewhere() -> None:
-    """A batch that brings its neighbors, here 8 of 24, is scored with these alone."""
-    batch = batch_of("one chain")
-    E_idx = formula_weights(CONFIG).features.neighbors(batch)[0][..., :8]
-    batch = dataclasses.replace(batch, E_idx=E_idx)
-    job = job_of(batch)
-    S = np.repeat(job.S[:, None], 3, 1)
-    scores = [
-        runner.log_probs(runner.encode(batch), S, job.rank)
-        for runner in (load_engine("reference", formula_weights(CONFIG)), engine_of(StagedEngine))
-    ]
-    np.testing.assert_allclose(*scores, rtol=0, atol=TOLERANCE[torch.float32])
+COMPILED = [traced, pytest.param(CompiledEngine, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -161,40 +35,39 @@ def test_the_example_fits_the_program(stage: str, layers: int) -> None:
     assert sizes == ({3, 5, 10} if stage == "step" else {5})
 
 
-def encoded_and_scored(runner: StagedEngine, name: str) -> StagedEncoding:
+def run_all(engine: StagedEngine, structures: str) -> None:
     """Runs all three programs."""
-    batch = batch_of(name)
-    encoding, job = runner.encode(batch), job_of(batch)
-    runner.log_probs(encoding, runner.sample(encoding, job).S, job.rank)
-    return encoding
+    flat, job = flat_of(structures), job_of(STRUCTURES[structures])
+    encoding = engine.encode(flat)
+    engine.log_probs(encoding, engine.sample(encoding, job).S, job.rank)
 
 
 def test_a_trace_serves_all_lengths() -> None:
     """TorchScript compiles each program once, at its first call, whatever lengths come later."""
-    runner = TorchScriptEngine(formula_weights(CONFIG))
-    assert runner.compile_seconds == {}
-    runner.encode(batch_of("three chains"))
-    assert list(runner.compile_seconds) == ["encode"]
-    for name in BACKBONES:
-        encoded_and_scored(runner, name)
-        assert runner.compile_seconds.keys() == STAGES.keys()
-    assert all(seconds > 0 for seconds in runner.compile_seconds.values())
+    engine = TorchScriptEngine(formula_weights(CONFIG))
+    assert engine.compile_seconds == {}
+    engine.encode(flat_of("several"))
+    assert list(engine.compile_seconds) == ["encode"]
+    for structures in STRUCTURES:
+        run_all(engine, structures)
+        assert engine.compile_seconds.keys() == STAGES.keys()
+    assert all(seconds > 0 for seconds in engine.compile_seconds.values())
 
 
-@pytest.mark.parametrize("engine", ENGINES[2:])
-def test_a_compiled_program_serves_all_sizes_but_one(engine: type[CompiledEngine]) -> None:
+@pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+@pytest.mark.parametrize("make", COMPILED)
+def test_a_compiled_program_serves_all_sizes_but_one(make) -> None:
     """Torch compiles four programs for proteins of all lengths: a step of one row has its own."""
     torch._dynamo.reset()
     counters.clear()
-    runner = engine(formula_weights(CONFIG))
-    for name in BACKBONES:
-        encoded_and_scored(runner, name)
-    assert counters["stats"]["unique_graphs"] == len(runner.compile_seconds) == 4
-    stages = [name.split()[0] for name in runner.compile_seconds]
+    engine = make(formula_weights(CONFIG))
+    for structures in ("one chain", "several", "shorter than K"):
+        run_all(engine, structures)
+    assert counters["stats"]["unique_graphs"] == len(engine.compile_seconds) == 4
+    stages = [name.split()[0] for name in engine.compile_seconds]
     assert sorted(stages) == ["encode", "score", "step", "step"]
-    assert sum(name.startswith("step 1×") for name in runner.compile_seconds) == 1
-    other = engine(formula_weights(CONFIG))
-    encoded_and_scored(other, "one chain")
+    assert sum(name.startswith("step 1×") for name in engine.compile_seconds) == 1
+    run_all(make(formula_weights(CONFIG)), "one chain")
     assert counters["stats"]["unique_graphs"] == 4, "weights are no part of a program"
 
 
@@ -202,9 +75,9 @@ def test_a_compiled_program_serves_all_sizes_but_one(engine: type[CompiledEngine
 def test_more_architectures_than_torch_allows_by_itself() -> None:
     """Programs of ten architectures live side by side, where torch alone would stop at eight."""
     torch._dynamo.reset()
-    batch = batch_of("one chain")
+    flat = flat_of("shorter than K")
     for C in range(2, 12):
-        TracedOnly(formula_weights(ModelConfig(1, 1, C, 4))).encode(batch)
+        traced(formula_weights(ModelConfig(1, 1, C, 4))).encode(flat)
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_cases import TorchPredictor, core_ml_in_torch
 from made_up_files import with_gaps
 
-from mpnn.batch import Batch
 from mpnn.config import ModelConfig
-from mpnn.decoding import Constraints, Job, Key, Samples, make_job, wavefront
 from mpnn.equality import flips, largest_difference
 from mpnn.errors import InputError
+from mpnn.flat import Flat
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import Engine, load_engine
+from mpnn.sampling import Constraints, Job, Key, Samples, make_job
+from mpnn.schedule import steps_of
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights, load_weights
 
@@ -52,93 +54,47 @@ MADE_OF = {
 mac = platform.mac_ver()[0] != "" and platform.machine() == "arm64"
 
 
-class TorchPredictor:
-    """The functions as they are before conversion."""
-
-    def __init__(self, model: ProteinMPNN, *buckets: int) -> None:
-        parts = BucketNetwork(model)
-        self.functions = {n: f for b in buckets for n, f in parts.functions(b).items()}
-        self.dtype = np.dtype(str(model.W_e.weight.dtype).partition(".")[2])
-        self.calls: list[str] = []
-
-    @torch.inference_mode()
-    def __call__(self, function: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name."""
-        self.calls.append(function)
-        called = self.functions[function]
-        assert {n: x.shape for n, x in inputs.items()} == called.inputs
-        found = called.module(*(torch.from_numpy(inputs[n]) for n in called.inputs))
-        found = found if isinstance(found, tuple) else (found,)
-        return {n: x.numpy() for n, x in zip(called.outputs, found, strict=True)}
-
-
 def model_of(config: ModelConfig = CONFIG, dtype: torch.dtype = torch.float64) -> ProteinMPNN:
     return formula_weights(config).to(dtype)
 
 
-def in_torch(model: ProteinMPNN, *buckets: int) -> CoreMLEngine:
-    return CoreMLEngine(model, predictor=TorchPredictor(model, *buckets), buckets=buckets)
+def laid(*lengths: int) -> Flat:
+    return Flat.from_backbones([made_up_backbone(n, seed=n) for n in lengths])
 
 
-BACKBONES = {
-    "a full bucket": [made_up_backbone(32)],
-    "three chains": [made_up_backbone(41, chains=3)],
-    "shorter than K": [made_up_backbone(7)],
-    "masked residues": [with_gaps(made_up_backbone(30), 3, 4, 29)],
-    "different lengths": [made_up_backbone(n, seed=n) for n in (40, 9, 33)],
-}
-
-
-@pytest.fixture(params=BACKBONES)
-def batch(request: pytest.FixtureRequest) -> Batch:
-    return Batch.from_backbones(BACKBONES[request.param], dtype=torch.float64)
-
-
-def job_of(batch: Batch, samples: int = 2, tied: bool = False) -> Job:
-    """Most residues designed; two of them tied if wanted."""
-    constraints = [
-        Constraints.free(m[v].numpy() > 0) for m, v in zip(batch.mask, batch.valid, strict=True)
-    ]
+def job_of(flat: Flat, samples: int = 2) -> Job:
+    """Most residues designed."""
+    constraints = [Constraints.free(flat.mask[rows]) for rows in flat.slices]
     for c in constraints:
         c.designed[::5] = False
-        if tied:
-            c.tie_group[6] = 1
-            c.tie_weight[6] = 0.5
-    return make_job(batch.S.numpy(), constraints, [Key(3, n, 0.5) for n in range(samples)])
+    return make_job(flat.S, constraints, [Key(3, n, 0.5) for n in range(samples)])
 
 
-def score_and_sample(engine: Engine, batch: Batch, job: Job) -> tuple[np.ndarray, Samples]:
-    """Scores under the job's order and with nothing seen, and samples."""
-    encoding = engine.encode(batch)
-    rank = np.concatenate([job.rank, np.zeros_like(job.rank[:, :1])], 1)
-    S = np.repeat(job.S[:, None], rank.shape[1], 1)
-    valid = batch.valid.numpy()[:, None, :, None]
-    return engine.log_probs(encoding, S, rank) * valid, engine.sample(encoding, job)
+def score_and_sample(engine: Engine, flat: Flat, job: Job) -> tuple[np.ndarray, Samples]:
+    """Scores under the job's order and with nothing visible, and samples."""
+    encoding = engine.encode(flat)
+    rank = np.concatenate([job.rank, np.zeros_like(job.rank[:1])])
+    S = np.tile(job.S, (len(rank), 1))
+    return engine.log_probs(encoding, S, rank), engine.sample(encoding, job)
 
 
 # --- the bucket network ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_bucket_network_is_the_reference(batch: Batch, tied: bool) -> None:
-    """Scores, unconditional scores and samples are the reference's, whatever was padded."""
-    job = job_of(batch, tied=tied)
-    log_probs, samples = score_and_sample(in_torch(model_of(), 32, 64), batch, job)
-    expected, drawn = score_and_sample(load_engine("reference", model_of()), batch, job)
+def test_bucket_network_is_the_reference() -> None:
+    """In float64 scores and samples are the reference's, whatever was padded."""
+    backbones = [
+        with_gaps(made_up_backbone(30), 3, 4, 29),
+        made_up_backbone(7),
+        made_up_backbone(41),
+    ]
+    flat = Flat.from_backbones(backbones)
+    job, model = job_of(flat), model_of()
+    log_probs, samples = score_and_sample(core_ml_in_torch(model, 32, 64), flat, job)
+    expected, right = score_and_sample(load_engine(model, "reference"), flat, job)
     np.testing.assert_allclose(log_probs, expected, rtol=0, atol=DOUBLE)
-    np.testing.assert_array_equal(samples.S, drawn.S)
-    valid = batch.valid.numpy()[:, None, :, None]
-    np.testing.assert_allclose(samples.log_probs, drawn.log_probs * valid, rtol=0, atol=DOUBLE)
-
-
-def test_neighbors_are_those_of_the_reference(batch: Batch) -> None:
-    """The graph that orders and wavefronts are made from is the reference's."""
-    ours, theirs = in_torch(model_of(), 32, 64), load_engine("reference", model_of())
-    for b, length in enumerate(batch.lengths.tolist()):
-        E_idx, real = ours.neighbors(ours.encode(batch), b)
-        expected, expected_real = theirs.neighbors(theirs.encode(batch), b)
-        assert E_idx.shape[0] == length
-        np.testing.assert_array_equal(E_idx[real], expected[expected_real])
+    np.testing.assert_array_equal(samples.S, right.S)
+    np.testing.assert_allclose(samples.log_probs, right.log_probs, rtol=0, atol=DOUBLE)
 
 
 class Dirty(TorchPredictor):
@@ -166,12 +122,12 @@ class Dirty(TorchPredictor):
 def test_padding_changes_nothing(length: int) -> None:
     """Whatever stands in the padding, and however long it is, results are the same."""
     model = model_of()
-    batch = Batch.from_backbones([made_up_backbone(length)], dtype=torch.float64)
-    job = job_of(batch)
-    expected, samples = score_and_sample(in_torch(model, 32), batch, job)
+    flat = laid(length)
+    job = job_of(flat)
+    expected, samples = score_and_sample(core_ml_in_torch(model, 32), flat, job)
     dirty = CoreMLEngine(model, predictor=Dirty(model, 32), buckets=[32])
-    for engine in (dirty, in_torch(model, 64)):
-        log_probs, others = score_and_sample(engine, batch, job)
+    for engine in (dirty, core_ml_in_torch(model, 64)):
+        log_probs, others = score_and_sample(engine, flat, job)
         np.testing.assert_allclose(log_probs, expected, rtol=0, atol=DOUBLE)
         np.testing.assert_array_equal(others.S, samples.S)
 
@@ -204,37 +160,34 @@ def test_dispatch_by_length(length: int, bucket: int) -> None:
 
 def test_each_structure_of_a_batch_has_its_bucket() -> None:
     """The longest protein of a batch does not decide for the others."""
-    engine = in_torch(model_of(), 16, 32, 64)
-    engine.encode(Batch.from_backbones(BACKBONES["different lengths"], dtype=torch.float64))
+    engine = core_ml_in_torch(model_of(), 16, 32, 64)
+    engine.encode(laid(40, 9, 33))
     assert engine.predictor.calls == ["encode_64", "encode_16", "encode_64"]
 
 
 def test_more_neighbors_than_a_package_holds_are_refused() -> None:
-    """A batch may bring as many neighbors as the network has, not more."""
+    """As many neighbors as the network has may be given, not more."""
     k = TINY.k_neighbors + 1
-    batch = Batch.from_backbones([made_up_backbone(30)], dtype=torch.float64)
-    given = dataclasses.replace(batch, E_idx=torch.arange(k).expand(1, 30, k))
+    given = laid(30).with_neighbors(np.tile(np.arange(k), (30, 1)))
     with pytest.raises(InputError, match=rf"brings {k} neighbors .* built for {k - 1}"):
-        in_torch(model_of(TINY), 32).encode(given)
+        core_ml_in_torch(model_of(TINY), 32).encode(given)
 
 
 def test_above_the_longest_bucket() -> None:
     """A longer structure is refused before a prediction, with the limit and the way out."""
-    engine = in_torch(model_of(TINY), 512)
-    batch = Batch.from_backbones([made_up_backbone(513)], dtype=torch.float64)
+    engine = core_ml_in_torch(model_of(TINY), 512)
     with pytest.raises(InputError, match=r"513 residues.*longest bucket is 512.*engine exact"):
-        engine.encode(batch)
+        engine.encode(laid(513))
     assert not engine.predictor.calls
 
 
 def test_sampling_takes_a_pass_for_each_wavefront() -> None:
-    """What the docstring says of the cost is so; a job with nothing to draw takes one pass."""
-    engine = in_torch(model_of(), 32)
-    batch = Batch.from_backbones([made_up_backbone(25)], dtype=torch.float64)
-    job = job_of(batch, samples=1)
-    encoding = engine.encode(batch)
-    graph = encoding[0].padded
-    step = wavefront(job.rank[0], job.designed[0], graph.E_idx, graph.real, job.tie_group[0])
+    """A sample costs as many passes as it has steps; a job with nothing to design takes one."""
+    engine = core_ml_in_torch(model_of(), 32)
+    flat = laid(25)
+    job = job_of(flat, samples=1)
+    encoding = engine.encode(flat)
+    step = steps_of(job, [engine.neighbors(encoding, 0)])
     engine.sample(encoding, job)
     assert engine.predictor.calls.count("decode_32") == step.max() > 5
     engine.sample(encoding, dataclasses.replace(job, designed=np.zeros_like(job.designed)))
@@ -317,7 +270,7 @@ def test_no_layer_norm_meets_zeros(
     evaluator = MILEvaluator(packages("float16"), exact=False)
     engine = CoreMLEngine(model, predictor=evaluator, buckets=[BUCKET])
     backbones = [with_gaps(made_up_backbone(11), 2, 3), made_up_backbone(4)]
-    score_and_sample(engine, (batch := Batch.from_backbones(backbones)), job_of(batch, 1))
+    score_and_sample(engine, (flat := Flat.from_backbones(backbones)), job_of(flat, 1))
     assert len(least) > 20
     assert min(least) > 1e-4  # ten times the epsilon
 
@@ -350,16 +303,14 @@ def test_engine_end_to_end(packages: Callable[[str], Path]) -> None:
     model = formula_weights(TINY)
     evaluator = MILEvaluator(packages("float16"), exact=False)
     engine = CoreMLEngine(model, predictor=evaluator, buckets=[BUCKET, 2 * BUCKET])
-    batch = Batch.from_backbones([made_up_backbone(n) for n in (14, 18)])
-    job = job_of(batch, samples=2)
-    log_probs, samples = score_and_sample(engine, batch, job)
-    expected, drawn = score_and_sample(load_engine("reference", model), batch, job)
+    flat = laid(14, 18)
+    job = job_of(flat)
+    log_probs, samples = score_and_sample(engine, flat, job)
+    expected, right = score_and_sample(load_engine(model, "reference"), flat, job)
     band = TINY_BANDS["float16"]
     np.testing.assert_allclose(log_probs, expected, rtol=0, atol=band)
-    valid = batch.valid.numpy()[:, None, :, None]
-    drawn = Samples(drawn.S, drawn.log_probs * valid)
-    assert all(abs(flip.margin) < 2 * band for flip in flips(job, drawn, samples))
-    assert largest_difference(drawn, samples) < band
+    assert all(abs(flip.margin) < 2 * band for flip in flips(job, right, samples, flat.lengths))
+    assert largest_difference(right, samples) < band
     assert samples.log_probs.dtype == np.float32
 
 
@@ -430,9 +381,9 @@ def test_digest_follows_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_elsewhere_prediction_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Core ML cannot predict, the engine says so at its first use, and converts nothing."""
     monkeypatch.setattr("mpnn.optimizations.coreml.engine.cached_package", pytest.fail)
-    engine = load_engine("mpnn.optimizations.coreml:CoreMLEngine", formula_weights(TINY))
+    engine = load_engine(formula_weights(TINY), "coreml")
     with pytest.raises(InputError, match=r"Core ML predicts on macOS only.*another engine"):
-        engine.encode(Batch.from_backbones([made_up_backbone(10)]))
+        engine.encode(laid(10))
 
 
 def test_old_macos_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,15 @@ from made_up_files import made_model
 
 import mpnn
 from mpnn.backbone import Backbone
-from mpnn.batch import Batch
 from mpnn.config import ALPHABET, ModelConfig
 from mpnn.constraints import constraints, parse_bias
-from mpnn.decoding import decoding_order, noise, rank_of
 from mpnn.design import Model
 from mpnn.errors import InputError
+from mpnn.flat import Flat
 from mpnn.optimizations import ENGINES, load_engine
 from mpnn.rules import Rules
+from mpnn.sampling import noise
+from mpnn.schedule import decoding_order, rank_of
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -77,11 +78,11 @@ def test_sampler_and_scorer_agree(dimer: Backbone, engine: str) -> None:
     """A design's scores are those of its sequence, scored under the order it was drawn in."""
     runner = made_model(engine)
     designs = runner.design(dimer, 2, 0.5, seed=1, fixed="A1-4")
-    task = runner.engine.encode(Batch.from_backbones([designs.backbone]))
+    task = runner.engine.encode(Flat.from_backbones([designs.backbone]))
     for design in designs:
         order = decoding_order(designs.designed, noise(1, design.sample, 40)[1])
         S = np.array([ALPHABET.index(c) for c in design.sequence])
-        log_probs = runner.engine.log_probs(task, S[None, None], rank_of(order)[None, None])[0, 0]
+        log_probs = runner.engine.log_probs(task, S[None], rank_of(order)[None])[0]
         at = -log_probs[np.arange(40), S]
         assert design.score == pytest.approx(at[designs.designed].mean(), abs=1e-5)
         assert design.global_score == pytest.approx(at.mean(), abs=1e-5)
@@ -426,11 +427,11 @@ def test_conditional_is_the_published_rule(model: Model, dimer: Backbone) -> Non
     found = model.score(dimer, seed=2, mode="conditional").log_probs
     S = np.array([ALPHABET.index(c) for c in dimer.sequence])
     normal = noise(2, 0, 40)[1]
-    encoding = model.engine.encode(Batch.from_backbones([dimer]))
+    encoding = model.engine.encode(Flat.from_backbones([dimer]))
     for i in (0, 17, 39):
         order = np.argsort(((np.arange(40) == i) + 1e-4) * np.abs(normal))
-        rank = rank_of(order)[None, None]
-        row = model.engine.log_probs(encoding, S[None, None], rank)[0, 0, i]
+        rank = rank_of(order)[None]
+        row = model.engine.log_probs(encoding, S[None], rank)[0, i]
         np.testing.assert_allclose(found[i], row, atol=1e-6)
 
 
@@ -476,7 +477,7 @@ def test_scores_are_the_published_ones(name: str, monkeypatch: pytest.MonkeyPatc
         insertion_codes=np.full(20, "", "<U1"),
     )
     monkeypatch.setattr("mpnn.design.noise", lambda *_: (None, given["randn"].astype(float)))
-    model = Model(load_engine("exact", formula_weights(config)), config, {"name": "made"})
+    model = Model(load_engine(formula_weights(config), "exact"), config, {"name": "made"})
     for mode, array in (
         ("ordered", "log_probs"),
         ("unconditional", "unconditional_log_probs"),
@@ -486,16 +487,16 @@ def test_scores_are_the_published_ones(name: str, monkeypatch: pytest.MonkeyPatc
         np.testing.assert_allclose(found[backbone.mask], wanted[backbone.mask], rtol=0, atol=1e-5)
 
 
-def test_the_coloured_order_is_an_option() -> None:
-    """Under the coloured order scores are others, the same for any batch; unknown orders fail."""
+def test_the_graph_coloring_order_is_an_option() -> None:
+    """Scores differ from the random order's, for any batch; unknown orders and ties fail."""
     backbone = made_up_backbone(60)
     model = made_model()
     random = model.design(backbone, 4, temperature=1.0)
-    coloured = model.design(backbone, 4, temperature=1.0, order="coloured")
-    again = model.design(backbone, 4, temperature=1.0, order="coloured", batch_size=3)
-    assert [d.sequence for d in coloured.designs] == [d.sequence for d in again.designs]
-    assert [d.score for d in coloured.designs] != [d.score for d in random.designs]
-    with pytest.raises(InputError, match="coloured"):
+    coloring = model.design(backbone, 4, temperature=1.0, order="graph-coloring")
+    again = model.design(backbone, 4, temperature=1.0, order="graph-coloring", batch_size=3)
+    assert [d.sequence for d in coloring.designs] == [d.sequence for d in again.designs]
+    assert [d.score for d in coloring.designs] != [d.score for d in random.designs]
+    with pytest.raises(InputError, match="graph-coloring"):
         model.design(backbone, order="sorted")
     with pytest.raises(InputError, match="tied"):
-        model.design(backbone, order="coloured", tied="A1,A2")
+        model.design(backbone, order="graph-coloring", tied="A1,A2")

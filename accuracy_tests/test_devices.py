@@ -21,14 +21,16 @@ import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpnn.batch import Batch
 from mpnn.config import ModelConfig
-from mpnn.decoding import Constraints, Job, Key, make_job, on_device
+from mpnn.flat import Flat
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import load_engine
 from mpnn.optimizations.exact.decoder import Decoder, DecoderWeights
-from mpnn.optimizations.exact.engine import Lane, lanes_of, steps_of
+from mpnn.optimizations.exact.engine import WorkerRows, rows_of_workers
 from mpnn.optimizations.exact.workers import Buffers, Workers
+from mpnn.optimizations.tensors import on_device
+from mpnn.sampling import Constraints, Key, make_job
+from mpnn.schedule import steps_of
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -88,63 +90,44 @@ def on_meta(record: Any) -> Any:
     return dataclasses.replace(record, **changes)
 
 
-def job_of(batch: Batch, tied: bool) -> Job:
-    constraints = Constraints.free(batch.mask[0].numpy() > 0)
+def decoding_on_meta(tied: bool) -> tuple[Decoder, WorkerRows]:
+    """A decoder and its worker's rows on the meta device, scheduled on the host as always."""
+    model: ProteinMPNN = formula_weights(CONFIG)
+    flat = Flat.from_backbones([made_up_backbone(40)])
+    constraints = Constraints.free(flat.mask)
     constraints.designed[::4] = False
     if tied:
         constraints.tie_group[21] = 1
-    return make_job(batch.S.numpy(), [constraints], [Key(0, n, 0.1) for n in range(2)])
-
-
-def decoding_on_meta(tied: bool) -> tuple[Decoder, Lane]:
-    """A decoder and its lane on the meta device, scheduled on the host as always."""
-    model: ProteinMPNN = formula_weights(CONFIG)
-    batch = Batch.from_backbones([made_up_backbone(40)])
-    job = job_of(batch, tied)
-    encoding = on_meta(load_engine("exact", model).encode(batch))
-    step = steps_of(load_engine("exact", model).encode(batch).graph, job)
+    job = make_job(flat.S, [constraints], [Key(0, n, 0.1) for n in range(2)])
+    encoding = load_engine(model, "exact").encode(flat)
+    step = steps_of(job, encoding.graph.all_structures())
     decoder = Decoder(
         DecoderWeights(model.to(META)),
-        encoding,
-        on_device(job.S.repeat(2, 0), META),
-        on_device(job.rank[0], META),
+        on_meta(encoding),
+        on_device(np.tile(job.S, (2, 1)), META),
+        on_device(job.rank, META),
         Workers(META, 1),
         Buffers(META, torch.float32),
     )
-    return decoder, lanes_of(decoder, job, step, 1)[0]
-
-
-@pytest.mark.parametrize("name", ["reference", "exact", "staged"])
-def test_an_engine_keeps_the_weights_it_was_made_with(name: str) -> None:
-    """Another engine on another device, or training, leaves an engine of the same network alone."""
-    model, batch = formula_weights(CONFIG), Batch.from_backbones([made_up_backbone(30)])
-    S, rank = batch.S[:, None].numpy(), np.arange(30)[None, None]
-    engine = load_engine(name, model)
-    before = engine.log_probs(engine.encode(batch), S, rank)
-    load_engine(name, model, "meta")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)
-    assert model.W_e.weight.device.type == "cpu"
-    np.testing.assert_array_equal(engine.log_probs(engine.encode(batch), S, rank), before)
+    return decoder, rows_of_workers(decoder, job, step, 1)[0]
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @torch.inference_mode()
-def test_decode_loop_asks_nothing_of_the_device(tied: bool) -> None:
-    """Steps are launched one after another without waiting for any of their results."""
-    decoder, lane = decoding_on_meta(tied)
-    assert len(lane.sizes) > 5
+def test_the_decode_loop_reads_nothing_from_the_device(tied: bool) -> None:
+    """Steps are launched one after another without reading any of their results."""
+    decoder, rows = decoding_on_meta(tied)
+    assert len(rows.rows.sizes) > 5
     recorder = Recorder()
     with recorder:
-        lane.run(decoder)
+        rows.run(decoder)
     assert not recorder.double
     assert recorder.operators - operators_with_an_mps_kernel() == set()
 
 
 @torch.inference_mode()
-def test_known_residues_ask_nothing_of_the_device() -> None:
-    """The pass over known letters, and so scoring, waits for nothing either."""
+def test_scoring_reads_nothing_from_the_device() -> None:
+    """The pass over known residue types, and so scoring, reads nothing back either."""
     decoder, _ = decoding_on_meta(tied=False)
     recorder = Recorder()
     with recorder:

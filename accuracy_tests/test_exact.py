@@ -1,8 +1,7 @@
-"""The exact engine: each identity alone, then whole jobs against the reference."""
+"""The exact engine: each identity alone, its threads, and published structures."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import subprocess
@@ -14,15 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up_files import with_gaps
+from engine_cases import (
+    CONFIG,
+    STRUCTURES,
+    TOLERANCE,
+    assert_same,
+    engine_of,
+    flat_of,
+    job_of,
+    network,
+)
 
 from mpnn import graph
-from mpnn.batch import Batch
-from mpnn.config import ModelConfig
-from mpnn.decoding import Constraints, Job, Key, Samples, make_job, with_coloured_order
 from mpnn.equality import ROUNDING, flips, largest_difference
-from mpnn.errors import InputError
-from mpnn.model import MESSAGE_SCALE, ProteinMPNN
+from mpnn.flat import Flat
+from mpnn.model import MESSAGE_SCALE, Batch, ProteinMPNN
 from mpnn.optimizations import load_engine
 from mpnn.optimizations.exact.blocks import (
     FUSED_ROWS,
@@ -33,46 +38,46 @@ from mpnn.optimizations.exact.blocks import (
     fuses,
     gelu_,
 )
-from mpnn.optimizations.exact.engine import steps_of
-from mpnn.optimizations.exact.ragged import EdgeFeatures, RaggedBatch
-from mpnn.optimizations.exact.workers import Buffers, Loans, Workers
+from mpnn.optimizations.exact.graph import EdgeFeatures, FlatGraph
+from mpnn.optimizations.exact.workers import BufferPool, Buffers, Workers
 from mpnn.optimizations.reference import published_encode, published_visibility
+from mpnn.sampling import Constraints, Key, Samples, make_job, with_graph_coloring
+from mpnn.schedule import steps_of
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
-from mpnn.weights import formula_weights, load_weights
+from mpnn.weights import load_weights
 
-CONFIG = ModelConfig(2, 3, 64, 24)
 CPU = torch.device("cpu")
 IDENTITY = 1e-12  # float64
-SINGLE = 2e-5  # float32, weights by formula
 
 
-def model_of(dtype: torch.dtype = torch.float64) -> ProteinMPNN:
-    return formula_weights(CONFIG).to(dtype)
+@pytest.fixture(params=STRUCTURES)
+def structures(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-BACKBONES = {
-    "one chain": [made_up_backbone(70)],
-    "three chains": [made_up_backbone(75, chains=3)],
-    "shorter than K": [made_up_backbone(15)],
-    "masked residues": [with_gaps(made_up_backbone(60), 3, 4, 30, 59)],
-    "fewer complete residues than K": [
-        with_gaps(made_up_backbone(33), *range(3, 22)),
-        made_up_backbone(40, seed=1),
-    ],
-    "different lengths": [made_up_backbone(n, seed=n) for n in (50, 11, 33)],
-}
+@pytest.fixture
+def flat(structures: str) -> Flat:
+    return flat_of(structures)
 
 
-@pytest.fixture(params=BACKBONES)
-def batch(request: pytest.FixtureRequest) -> Batch:
-    return Batch.from_backbones(BACKBONES[request.param], dtype=torch.float64)
+@pytest.fixture
+def batch(flat: Flat) -> Batch:
+    return Batch.from_flat(flat, dtype=torch.float64)
 
 
-def ragged(batch: Batch, threads: int = 1) -> tuple[RaggedBatch, Workers]:
+def model_of() -> ProteinMPNN:
+    return network("float64")
+
+
+def graph_of(flat: Flat, threads: int = 1) -> FlatGraph:
     workers = Workers(CPU, threads)
-    found = workers.run(lambda: RaggedBatch.from_batch(batch, CONFIG.k_neighbors, workers))
-    return found, workers
+    find = functools.partial(FlatGraph.of, dtype=torch.float64, for_each=workers.map)
+    return workers.run(lambda: find(flat, CONFIG.k_neighbors))
+
+
+def real_slots(batch: Batch, E_idx: torch.Tensor) -> torch.Tensor:
+    """Where the neighbors of the padded structures are no padding, [R, K]."""
+    return graph.gather_nodes(batch.valid, E_idx)[batch.valid]
 
 
 # --- identities -----------------------------------------------------------------------------
@@ -143,47 +148,45 @@ def test_gelu_is_exact_on_both_sides_of_small(size: int) -> None:
 
 
 @torch.inference_mode()
-def test_memory_is_lent_until_its_borrower_is_collected() -> None:
-    """While a borrower lives its memory is its own; afterwards the next loan is the same memory."""
+def test_buffers_are_reused_once_their_owner_is_collected() -> None:
+    """While an owner lives its memory is its own; afterwards the pool gives the same memory."""
 
-    class Borrower:
+    class Owner:
         pass
 
-    loans, like, borrower = Loans(), torch.zeros(1), Borrower()
-    first = loans.take(like, 4, 6)
-    loans.until_collected(borrower, first)
-    assert loans.take(like, 2, 6).data_ptr() != first.data_ptr()
-    del borrower
-    again = loans.take(like, 2, 6)
+    pool, like, owner = BufferPool(), torch.zeros(1), Owner()
+    first = pool.take(like, 4, 6)
+    pool.until_collected(owner, first)
+    assert pool.take(like, 2, 6).data_ptr() != first.data_ptr()
+    del owner
+    again = pool.take(like, 2, 6)
     assert again.data_ptr() == first.data_ptr()
-    loans.until_collected(other := Borrower(), again)
+    pool.until_collected(other := Owner(), again)
     del other
-    assert loans.take(like, 4, 6).data_ptr() == first.data_ptr()  # the whole came back
-    assert loans.take(like, 5, 6).shape == (5, 6)
+    assert pool.take(like, 4, 6).data_ptr() == first.data_ptr()  # the whole came back
+    assert pool.take(like, 5, 6).shape == (5, 6)
 
 
 @torch.inference_mode()
-def test_edge_features_in_tiles(batch: Batch) -> None:
+def test_edge_features_in_tiles(flat: Flat, batch: Batch) -> None:
     """Offsets by table and radial functions by tile equal the reference's edge vectors."""
-    model = model_of()
-    found, _ = ragged(batch)
+    model, found, C = model_of(), graph_of(flat), CONFIG.hidden_dim
     features = EdgeFeatures(model, Buffers(CPU, torch.float64))
-    out = torch.empty(found.size, found.E_idx.shape[1], CONFIG.hidden_dim, dtype=torch.float64)
+    out = torch.empty(found.size, found.E_idx.shape[1], C, dtype=torch.float64)
     for start in range(0, found.size, 8):
         rows = slice(start, min(start + 8, found.size))
-        features(found, features.atoms(found), rows, out[rows].view(-1, CONFIG.hidden_dim))
+        features(found, features.atoms(found), rows, out[rows].view(-1, C))
     E, E_idx = model.features(batch)
-    expected = model.W_e(E)[batch.valid]  # [R, K, C]
-    real = graph.gather_nodes(batch.valid, E_idx)[batch.valid]
+    expected, real = model.W_e(E)[batch.valid], real_slots(batch, E_idx)
     torch.testing.assert_close(out[real], expected[real], rtol=0, atol=1e-11)
 
 
 @torch.inference_mode()
-def test_search_in_tiles(batch: Batch) -> None:
+def test_search_in_tiles(flat: Flat, batch: Batch) -> None:
     """Neighbors found a few rows at a time are those of the whole distance matrix."""
-    found, _ = ragged(batch, threads=2)
+    found = graph_of(flat, threads=2)
     E_idx, D = graph.neighbors(batch.X[:, :, graph.CA], batch.mask, batch.valid, CONFIG.k_neighbors)
-    real = graph.gather_nodes(batch.valid, E_idx)[batch.valid]
+    real = real_slots(batch, E_idx)
     torch.testing.assert_close(found.D[real], D[batch.valid][real], rtol=0, atol=0)
 
 
@@ -204,141 +207,64 @@ def test_published_features_are_the_reference_s(batch: Batch) -> None:
         torch.testing.assert_close(published, reference, rtol=0, atol=1e-11)
 
 
-# --- whole jobs -----------------------------------------------------------------------------
+# --- schedules and threads ------------------------------------------------------------------
 
 
-def constraints_of(batch: Batch, kind: str) -> list[Constraints]:
-    """Free, fixed, tied or biased constraints of every structure."""
-    constraints = []
-    for b, length in enumerate(batch.lengths.tolist()):
-        c = Constraints.free(batch.mask[b, :length].numpy() > 0)
-        half = length // 2
-        if kind == "fixed":
-            c.designed[np.arange(length) % 10 > 0] = False
-        if kind == "tied":
-            tied = np.arange(0, half, 3)
-            tied = tied[c.designed[tied] & c.designed[tied + half]]
-            c.tie_group[tied + half] = tied
-            c.tie_weight[tied] = 0.5
-        if kind == "biased":
-            c.bias[:, 0] -= 1.1
-            c.bias[half, 5] += 3.0
-        constraints.append(c)
-    return constraints
-
-
-def job_of(batch: Batch, kind: str = "free", samples: int = 3, temperature: float = 0.3) -> Job:
-    keys = [Key(7, n, temperature) for n in range(samples)]
-    return make_job(batch.S.numpy(), constraints_of(batch, kind), keys)
-
-
-def assert_same(job: Job, expected: Samples, actual: Samples, tolerance: float) -> None:
-    """Sequences are equal but for near-ties that rounding flips, which are named."""
-    found = flips(job, expected, actual)
-    assert all(flip.is_rounding for flip in found), found
-    assert len(found) <= 1, f"more near-ties than can be chance: {found}"
-    assert largest_difference(expected, actual) < tolerance
-
-
-def on_valid(batch: Batch, samples: Samples) -> Samples:
-    """The samples with 0 at the padding, where engines may say anything."""
-    valid = batch.valid.numpy()[:, None]
-    return Samples(np.where(valid, samples.S, 0), np.where(valid[..., None], samples.log_probs, 0))
-
-
-@pytest.mark.parametrize("name", ["exact", "jacobi"])
-@pytest.mark.parametrize("kind", ["free", "fixed", "tied", "biased"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_same_sequences_as_the_reference(
-    batch: Batch, name: str, kind: str, dtype: torch.dtype
-) -> None:
-    """Same seed, same sequences and log-probabilities, for every kind of job and structure."""
-    model = model_of(dtype)
-    batch = dataclasses.replace(batch, X=batch.X.to(dtype), mask=batch.mask.to(dtype))
-    job = job_of(batch, kind)
-    expected, actual = (
-        engine.sample(engine.encode(batch), job)
-        for engine in (load_engine("reference", model), load_engine(name, model))
-    )
-    expected, actual = on_valid(batch, expected), on_valid(batch, actual)
-    assert_same(job, expected, actual, 1e-10 if dtype == torch.float64 else SINGLE)
-
-
-def test_sampler_and_scorer_agree(batch: Batch) -> None:
-    """Log-probabilities of the draws are the teacher-forced ones of what was drawn."""
-    engine = load_engine("exact", model_of())
-    encoding = engine.encode(batch)
+def test_sampler_and_scorer_agree_to_the_last_digits(structures: str, flat: Flat) -> None:
+    """Log-probabilities when sampling are the teacher-forced ones of what was sampled."""
+    engine = engine_of("exact", "float64")
+    encoding = engine.encode(flat)
     for kind in ("free", "fixed", "tied"):
-        job = job_of(batch, kind)
+        job = job_of(STRUCTURES[structures], kind)
         samples = engine.sample(encoding, job)
         scored = engine.log_probs(encoding, samples.S, job.rank)
-        np.testing.assert_allclose(samples.log_probs, scored, rtol=0, atol=1e-12)
-
-
-def test_samples_do_not_depend_on_the_split() -> None:
-    """One sample at a time, all at once, one structure or several: the same sequences."""
-    backbones = BACKBONES["different lengths"]
-    batch = Batch.from_backbones(backbones)
-    engine = load_engine("exact", model_of(torch.float32))
-    together = engine.sample(engine.encode(batch), job_of(batch, samples=4)).S
-    for b, backbone in enumerate(backbones):
-        alone = Batch.from_backbones([backbone])
-        for n in range(4):
-            job = make_job(alone.S.numpy(), constraints_of(alone, "free"), [Key(7, n, 0.3)])
-            S = engine.sample(engine.encode(alone), job).S[0, 0]
-            np.testing.assert_array_equal(S, together[b, n, : len(backbone)])
+        np.testing.assert_allclose(samples.log_probs, scored, rtol=0, atol=IDENTITY)
 
 
 def test_samples_do_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread and three give the same sequences, and scores equal but for rounding."""
-    batch = Batch.from_backbones(BACKBONES["one chain"])
-    job = job_of(batch, samples=5)
-    results = []
+    flat, results = flat_of("several"), []
+    job = job_of(STRUCTURES["several"], samples=5)
+    monkeypatch.setattr("mpnn.optimizations.exact.engine.ROWS_PER_WORKER", 1)
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
-        engine = load_engine("exact", model_of(torch.float32))
-        results.append(engine.sample(engine.encode(batch), job))
+        engine = load_engine(network(), "exact")
+        results.append(engine.sample(engine.encode(flat), job))
     np.testing.assert_array_equal(results[0].S, results[1].S)
-    assert largest_difference(*results) < SINGLE
+    assert largest_difference(*results) < TOLERANCE["float32"]
 
 
-def test_coloured_order_gives_legal_samples(batch: Batch) -> None:
-    """Under the color-class order too the sequences equal the reference's, in fewer steps."""
-    model = model_of()
-    engines = [load_engine(name, model) for name in ("reference", "exact")]
-    encodings = [engine.encode(batch) for engine in engines]
+@pytest.mark.parametrize("structures", ["one chain", "several"])
+def test_graph_coloring_order_gives_legal_samples(structures: str) -> None:
+    """Under the graph-coloring order too the sequences equal the reference's, in fewer steps."""
+    flat, job = flat_of(structures), job_of(STRUCTURES[structures])
+    engines = [engine_of(name, "float64") for name in ("reference", "exact")]
+    encodings = [engine.encode(flat) for engine in engines]
     graphs = [
-        [engine.neighbors(encoding, b) for b in range(len(batch.mask))]
+        [engine.neighbors(encoding, b) for b in range(len(flat.lengths))]
         for engine, encoding in zip(engines, encodings, strict=True)
     ]
-    random = job_of(batch)
-    job = with_coloured_order(random, graphs[1])
-    np.testing.assert_array_equal(job.rank, with_coloured_order(random, graphs[0]).rank)
+    colored = [with_graph_coloring(job, found) for found in graphs]
+    np.testing.assert_array_equal(colored[0].rank, colored[1].rank)
+    assert steps_of(colored[0], graphs[0]).max() < steps_of(job, graphs[0]).max()
     expected, actual = (
-        engine.sample(encoding, job) for engine, encoding in zip(engines, encodings, strict=True)
+        engine.sample(encoding, colored[0])
+        for engine, encoding in zip(engines, encodings, strict=True)
     )
-    assert_same(job, on_valid(batch, expected), on_valid(batch, actual), 1e-10)
-    ragged_batch = encodings[1].graph
-    assert steps_of(ragged_batch, job).max() <= steps_of(ragged_batch, random).max()
+    assert_same(colored[0], expected, actual, TOLERANCE["float64"], flat.lengths)
 
 
-def test_coloured_order_refuses_ties() -> None:
-    """Tied residues have no color of their own, so the order says no."""
-    batch = Batch.from_backbones(BACKBONES["one chain"])
-    with pytest.raises(InputError, match="tied"):
-        with_coloured_order(job_of(batch, "tied"), [])
-
-
-def test_a_flip_that_is_no_near_tie_is_told() -> None:
-    """The comparison names a planted difference, and calls it no rounding."""
-    batch = Batch.from_backbones(BACKBONES["one chain"])
-    job = job_of(batch)
-    engine = load_engine("exact", model_of(torch.float32))
-    samples = engine.sample(engine.encode(batch), job)
+def test_a_difference_that_is_no_near_tie_is_told() -> None:
+    """The comparison names a planted difference in its structure, and calls it no rounding."""
+    flat, job = flat_of("several"), job_of(STRUCTURES["several"])
+    engine = engine_of("exact")
+    samples = engine.sample(engine.encode(flat), job)
     other = samples.S.copy()
-    other[0, 1, 20] = (other[0, 1, 20] + 1) % 20
-    found = flips(job, samples, Samples(other, samples.log_probs))
-    assert [(f.sample, f.residue, f.is_rounding) for f in found] == [(1, 20, False)]
+    for residue in (20, 60):  # of two structures
+        other[1, residue] = (other[1, residue] + 1) % 20
+    found = flips(job, samples, Samples(other, samples.log_probs), flat.lengths)
+    expected = [(1, 20, False), (1, 60, False)]
+    assert [(f.sample, f.residue, f.is_rounding) for f in found] == expected
 
 
 FORKED = """
@@ -378,23 +304,23 @@ def test_an_error_in_a_tile_reaches_the_caller() -> None:
 
 def test_nothing_goes_on_after_an_error_in_a_tile() -> None:
     """When the error arrives no other thread writes any more, and what was left is not begun."""
-    workers, leader_failed = Workers(CPU, 2), threading.Event()
+    workers, main_failed = Workers(CPU, 2), threading.Event()
     begun, ended = [], []
 
     def tile(item: int) -> None:
         begun.append(item)
-        if threading.current_thread() is leader:
+        if threading.current_thread() is main:
             if len(begun) == 1:
                 helper_works.wait()
-            leader_failed.set()
+            main_failed.set()
             raise ZeroDivisionError
         helper_works.set()
-        if leader_failed.wait() and ended:
-            time.sleep(0.05)  # long enough for the leader to say that it failed
+        if main_failed.wait() and ended:
+            time.sleep(0.05)  # long enough for the main thread to say that it failed
         ended.append(item)
 
     helper_works = threading.Event()
-    leader = workers.run(threading.current_thread)
+    main = workers.run(threading.current_thread)
     with pytest.raises(ZeroDivisionError):
         workers.run(lambda: workers.map(tile, range(40)))
     assert len(ended) == len(begun) - 1 < 39
@@ -423,18 +349,14 @@ def test_published_structures(
     backbone = read_structure(data_dir / "pdb" / f"{name}.pdb")
     chosen = backbone.chain_ids if designed is None else tuple(designed)
     backbone = backbone.arranged(chosen)
-    batch = Batch.from_backbones([backbone])
+    flat = Flat.from_backbones([backbone])
     model, _ = load_weights(weights_dir / "v_48_020.pt")
+    reference, exact = load_engine(model, "reference"), load_engine(model, "exact")
     # Symmetric complexes have neighbors at equal distances; both engines get the same choice.
-    E_idx = model.features.neighbors(batch)[0]
-    batch = dataclasses.replace(batch, E_idx=E_idx)
+    flat = flat.with_neighbors(reference.neighbors(reference.encode(flat), 0)[0])
     constraints = Constraints.free(backbone.mask)
     chains = np.array(backbone.chain_ids)[backbone.chain_index]
     constraints.designed[~np.isin(chains, chosen)] = False
-    keys = [Key(37, n, 0.1) for n in range(2)]
-    job = make_job(batch.S.numpy(), [constraints], keys)
-    expected, actual = (
-        engine.sample(engine.encode(batch), job)
-        for engine in (load_engine("reference", model), load_engine("exact", model))
-    )
+    job = make_job(flat.S, [constraints], [Key(37, n, 0.1) for n in range(2)])
+    expected, actual = (e.sample(e.encode(flat), job) for e in (reference, exact))
     assert_same(job, expected, actual, ROUNDING)

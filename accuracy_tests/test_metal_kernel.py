@@ -1,4 +1,4 @@
-"""The Metal kernel, as MLX generates it, run on a CPU against float64; and its plain twin.
+"""The Metal kernel, as MLX generates it, run on a CPU against float64; and its fallback kernel.
 
 No GPU is needed: the text goes through a C++ shim (`metal_shim`) that also catches what a GPU does
 in silence, which mutants of the kernel prove.
@@ -21,9 +21,8 @@ mx = pytest.importorskip("mlx.core")
 import metal_shim  # noqa: E402 – imports MLX
 from metal_shim import Kernel, MetalError  # noqa: E402
 
-from mpnn.batch import Batch  # noqa: E402
 from mpnn.config import ModelConfig  # noqa: E402
-from mpnn.decoding import Constraints, Key, make_job  # noqa: E402
+from mpnn.flat import Flat  # noqa: E402
 from mpnn.model import ProteinMPNN  # noqa: E402
 from mpnn.optimizations.mlx import EagerMLXEngine  # noqa: E402
 from mpnn.optimizations.mlx.engine import on_metal  # noqa: E402
@@ -37,6 +36,7 @@ from mpnn.optimizations.mlx.metal import (  # noqa: E402
     tile_of,
 )
 from mpnn.optimizations.reference import ReferenceEngine  # noqa: E402
+from mpnn.sampling import Constraints, Key, make_job  # noqa: E402
 from mpnn.synthetic import made_up_backbone  # noqa: E402
 from mpnn.weights import formula_weights  # noqa: E402
 
@@ -107,8 +107,8 @@ PRODUCT = pytest.mark.parametrize("product", [True, False], ids=["encoder", "dec
 
 @PRODUCT
 @pytest.mark.parametrize("shape", SHAPES)
-def test_twin_against_float64(shape: str, product: bool) -> None:
-    """The kernel's twin in MLX's own operations is the sum of messages."""
+def test_fallback_against_float64(shape: str, product: bool) -> None:
+    """The fallback kernel in MLX's own operations is the sum of messages."""
     given = arguments(*SHAPES[shape], product)
     assert off(np.array(plain_message_sum(on_device(given))), given) < SINGLE
 
@@ -219,12 +219,11 @@ class ShimEngine(EagerMLXEngine):
 def test_whole_network_through_the_kernel(tmp_path: Path) -> None:
     """Sequences and log-probabilities of the whole network, messages by the kernel, are right."""
     model = formula_weights(ModelConfig(1, 2, 32, 12))
-    batch = Batch.from_backbones([made_up_backbone(14), made_up_backbone(7, seed=1)])
+    flat = Flat.from_backbones([made_up_backbone(14), made_up_backbone(7, seed=1)])
     free = [Constraints.free(np.ones(n, bool)) for n in (14, 7)]
-    job = make_job(batch.S.numpy(), free, [Key(3, 0, 0.3)])
+    job = make_job(flat.S, free, [Key(3, 0, 0.3)])
     engines = ReferenceEngine(model), ShimEngine(model, tmp_path)
-    right, ours = (engine.sample(engine.encode(batch), job) for engine in engines)
-    valid = batch.valid.numpy()[:, None]
-    np.testing.assert_array_equal(ours.S[valid], right.S[valid])
-    np.testing.assert_allclose(ours.log_probs[valid], right.log_probs[valid], rtol=0, atol=1e-5)
+    right, ours = (engine.sample(engine.encode(flat), job) for engine in engines)
+    np.testing.assert_array_equal(ours.S, right.S)
+    np.testing.assert_allclose(ours.log_probs, right.log_probs, rtol=0, atol=1e-5)
     assert len(engines[1].kernels) >= 2, "encoder and decoder have one each"

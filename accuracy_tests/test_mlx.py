@@ -1,11 +1,10 @@
-"""MLX: the mirrored modules, the sampler, launches; whole jobs against the reference.
+"""MLX: the mirrored modules, the sampler and launches.
 
 On a Mac the same tests run through Metal, the fused kernel included.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections import Counter
 from typing import Any
@@ -16,14 +15,14 @@ import torch
 
 mx = pytest.importorskip("mlx.core")
 
+from engine_cases import KINDS, STRUCTURES, assert_same, flat_of, job_of  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
-from test_exact import BACKBONES, assert_same, job_of, on_valid  # noqa: E402
 
 from mpnn import graph  # noqa: E402
-from mpnn.batch import Batch  # noqa: E402
 from mpnn.config import ModelConfig  # noqa: E402
 from mpnn.errors import InputError  # noqa: E402
-from mpnn.model import ProteinMPNN  # noqa: E402
+from mpnn.flat import Flat  # noqa: E402
+from mpnn.model import Batch, ProteinMPNN  # noqa: E402
 from mpnn.optimizations.mlx import (  # noqa: E402
     EagerMLXEngine,
     FusedMLXEngine,
@@ -39,11 +38,11 @@ from mpnn.optimizations.mlx.metal import (  # noqa: E402
     plain_message_sum,
 )
 from mpnn.optimizations.reference import ReferenceEngine  # noqa: E402
+from mpnn.schedule import steps_of  # noqa: E402
 from mpnn.weights import formula_weights  # noqa: E402
 
 CONFIG = ModelConfig(1, 2, 32, 24)
 SINGLE = 1e-5
-KINDS = ("free", "fixed", "tied", "biased")
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +50,14 @@ def model() -> ProteinMPNN:
     return formula_weights(CONFIG)
 
 
-@pytest.fixture(params=BACKBONES)
-def batch(request: pytest.FixtureRequest) -> Batch:
-    return Batch.from_backbones(BACKBONES[request.param])
+@pytest.fixture(params=STRUCTURES)
+def flat(request: pytest.FixtureRequest) -> Flat:
+    return flat_of(request.param)
 
 
-@pytest.fixture(scope="module")
-def reference(model: ProteinMPNN) -> ReferenceEngine:
-    return ReferenceEngine(model)
+@pytest.fixture
+def batch(flat: Flat) -> Batch:
+    return Batch.from_flat(flat)
 
 
 # --- the mirror -----------------------------------------------------------------------------
@@ -80,143 +79,72 @@ def test_a_model_of_another_type_runs_in_float32() -> None:
 
 
 @torch.inference_mode()
-def test_graph(batch: Batch, model: ProteinMPNN) -> None:
-    """Neighbors, their distances and offset classes are the torch functions'."""
+def test_graph(flat: Flat, batch: Batch, model: ProteinMPNN) -> None:
+    """Neighbors, their distances, offset classes and radial functions are the torch functions'."""
     E_idx, D = model.features.neighbors(batch)
-    arrays = engine.structures(batch)
-    rows_of_E_idx, D_rows = mlx_graph.neighbors(
-        arrays["X"][:, :, graph.CA], arrays["mask"], arrays["valid"], CONFIG.k_neighbors, None
-    )
-    valid = batch.valid.flatten().numpy()
-    np.testing.assert_allclose(np.array(D_rows)[valid], D.flatten(0, 1).numpy()[valid], atol=1e-5)
-    B, L, _ = E_idx.shape
-    given = (E_idx + torch.arange(B)[:, None, None] * L).flatten(0, 1)
-    near = np.isfinite(np.array(D_rows))
-    np.testing.assert_array_equal(np.array(rows_of_E_idx)[near], given.numpy()[near])
-    classes = mlx_graph.relative_positions(
-        arrays["residue_idx"].flatten(),
-        arrays["chain_encoding"].flatten(),
-        mx.array(given.int().numpy()),
-    )
+    real = graph.gather_nodes(batch.valid, E_idx)[batch.valid].numpy()
+    first = torch.from_numpy(flat.first_row)[:, None]
+    own = torch.arange(flat.size)[:, None]
+    rows = torch.where(torch.from_numpy(real), E_idx[batch.valid] + first, own)  # [R, K]
+    arrays = engine.structures(flat, CONFIG.k_neighbors)
+    found, D_rows = mlx_graph.neighbors(arrays["X"], arrays["mask"], CONFIG.k_neighbors, None)
+    np.testing.assert_array_equal(np.array(found), rows.numpy())
+    np.testing.assert_array_equal(np.array(arrays["neighbor_mask"]) > 0, real)
+    np.testing.assert_allclose(np.array(D_rows)[real], D[batch.valid].numpy()[real], atol=1e-5)
+    classes = mlx_graph.relative_positions(arrays["residue_idx"], arrays["chain_encoding"], found)
     expected = graph.relative_positions(batch.residue_idx, batch.chain_encoding, E_idx)
-    np.testing.assert_array_equal(np.array(classes), expected.flatten(0, 1).numpy())
-    pairs = mlx_graph.atom_pair_distances(
-        arrays["X"].flatten(0, 1), mx.array(given.int().numpy()), mx.array(D.flatten(0, 1).numpy())
-    )
-    expected = graph.atom_pair_distances(batch.X, E_idx, D).flatten(0, 1)
-    np.testing.assert_allclose(
-        np.array(mlx_graph.rbf(pairs)), graph.rbf(expected).numpy(), rtol=0, atol=2e-5
-    )
+    np.testing.assert_array_equal(np.array(classes)[real], expected[batch.valid].numpy()[real])
+    pairs = mlx_graph.atom_pair_distances(mx.concatenate(arrays["X"]), found, D_rows)
+    expected = graph.rbf(graph.atom_pair_distances(batch.X, E_idx, D))[batch.valid]
+    actual = np.array(mlx_graph.rbf(pairs))
+    np.testing.assert_allclose(actual[real], expected.numpy()[real], rtol=0, atol=2e-5)
 
 
 @torch.inference_mode()
-def test_encoder(batch: Batch, model: ProteinMPNN) -> None:
+def test_encoder(flat: Flat, batch: Batch, model: ProteinMPNN) -> None:
     """Nodes, and the edges' part of W1 in the decoder, are the torch network's."""
-    E_idx = model.features.neighbors(batch)[0]
-    batch = dataclasses.replace(batch, E_idx=E_idx)  # equal distances leave a choice
     h_V, h_E, _, neighbor_mask = model.encode(batch)
-    encoded = EagerMLXEngine(model).encode(batch).arrays
-    valid = batch.valid.flatten().numpy()
-    np.testing.assert_allclose(
-        np.array(encoded["h_V"])[valid], h_V.flatten(0, 1).numpy()[valid], rtol=0, atol=SINGLE
-    )
+    subject, real = EagerMLXEngine(model), neighbor_mask[batch.valid].numpy() > 0
+    encoded = subject.encode(flat).arrays
+    expected = h_V[batch.valid].numpy()
+    np.testing.assert_allclose(np.array(encoded["h_V"]), expected, rtol=0, atol=SINGLE)
     C = CONFIG.hidden_dim
-    real = neighbor_mask.flatten(0, 1).numpy() > 0
     for layer, edges in zip(model.decoder_layers, encoded["edges"], strict=True):
-        part = h_E @ layer.W1.weight[:, C : 2 * C].T + layer.W1.bias
-        np.testing.assert_allclose(
-            np.array(edges)[real], part.flatten(0, 1).numpy()[real], rtol=0, atol=SINGLE
-        )
+        part = (h_E @ layer.W1.weight[:, C : 2 * C].T + layer.W1.bias)[batch.valid].numpy()
+        np.testing.assert_allclose(np.array(edges)[real], part[real], rtol=0, atol=SINGLE)
 
 
 # --- whole jobs -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_sequences_as_the_reference(
-    batch: Batch, kind: str, model: ProteinMPNN, reference: ReferenceEngine
-) -> None:
-    """Same seed, same sequences and log-probabilities, for every kind of job and structure."""
-    assert_same_job(EagerMLXEngine(model), reference, batch, kind)
-
-
-@pytest.mark.slow  # on the CPU, g++ builds each kernel when it is first used
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [MLXEngine, FusedMLXEngine])
-def test_same_sequences_compiled(
-    batch: Batch, make: type[MLXEngine], kind: str, model: ProteinMPNN, reference: ReferenceEngine
-) -> None:
-    """The same under `mx.compile`, messages by the fused kernel or by its twin."""
-    assert_same_job(make(model), reference, batch, kind)
-
-
 @pytest.mark.macos
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", [MLXEngine, FusedMLXEngine])
-def test_same_sequences_on_metal(
-    batch: Batch, make: type[MLXEngine], kind: str, model: ProteinMPNN, reference: ReferenceEngine
-) -> None:
-    """The same on a GPU, compiled and with the fused kernel."""
+def test_same_sequences_on_metal(make: type[MLXEngine], kind: str, model: ProteinMPNN) -> None:
+    """On a GPU, compiled and with the fused kernel, sequences are the reference's."""
     if not engine.on_metal():
         pytest.skip("needs Metal")
-    assert_same_job(make(model), reference, batch, kind)
-
-
-def assert_same_job(
-    subject: MLXEngine, reference: ReferenceEngine, batch: Batch, kind: str
-) -> None:
-    """Samples equal the reference's, and the scorer says of them what the sampler said."""
-    job = job_of(batch, kind)
-    encoding = subject.encode(batch)
-    ours = on_valid(batch, subject.sample(encoding, job))
-    assert_same(job, on_valid(batch, reference.sample(batch, job)), ours, SINGLE)
-    scored = dataclasses.replace(ours, log_probs=subject.log_probs(encoding, ours.S, job.rank))
-    np.testing.assert_allclose(
-        on_valid(batch, scored).log_probs, ours.log_probs, rtol=0, atol=SINGLE
-    )
+    reference, subject = ReferenceEngine(model), make(model)
+    for structures in STRUCTURES:
+        flat, job = flat_of(structures), job_of(STRUCTURES[structures], kind)
+        ours, theirs = (e.sample(e.encode(flat), job) for e in (subject, reference))
+        assert_same(job, theirs, ours, SINGLE, flat.lengths)
 
 
 def test_samples_do_not_depend_on_the_parts(
     model: ProteinMPNN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sample a call and all samples in one call are the same."""
-    batch = Batch.from_backbones(BACKBONES["different lengths"])
-    subject, job = EagerMLXEngine(model), job_of(batch)
-    encoding = subject.encode(batch)
+    flat, job = flat_of("several"), job_of(STRUCTURES["several"])
+    subject = EagerMLXEngine(model)
+    encoding = subject.encode(flat)
     together = subject.sample(encoding, job)
     scores = subject.log_probs(encoding, together.S, job.rank)
     monkeypatch.setattr(engine, "FLOATS_AT_ONCE", 1)
     apart = subject.sample(encoding, job)
-    assert_same(job, on_valid(batch, together), on_valid(batch, apart), SINGLE)
+    assert_same(job, together, apart, SINGLE, flat.lengths)
     again = subject.log_probs(encoding, together.S, job.rank)
     np.testing.assert_allclose(again, scores, rtol=0, atol=SINGLE)
-
-
-@pytest.mark.parametrize("kind", ["free", "tied"])
-def test_nothing_to_design(kind: str, model: ProteinMPNN, reference: ReferenceEngine) -> None:
-    """With every residue fixed the letters stay, and are scored in the one pass."""
-    batch = Batch.from_backbones(BACKBONES["shorter than K"])
-    job = job_of(batch, kind)
-    job = dataclasses.replace(job, designed=np.zeros_like(job.designed))
-    subject = EagerMLXEngine(model)
-    ours = subject.sample(subject.encode(batch), job)
-    np.testing.assert_array_equal(ours.S, np.broadcast_to(job.S[:, None], ours.S.shape))
-    assert_same(job, reference.sample(batch, job), ours, SINGLE)
-
-
-def test_neighbors(batch: Batch, model: ProteinMPNN, reference: ReferenceEngine) -> None:
-    """Neighbors, and where they are real, are the reference's, searched for or given."""
-    subject = EagerMLXEngine(model)
-    given = dataclasses.replace(batch, E_idx=model.features.neighbors(batch)[0])
-    for b, length in enumerate(batch.lengths.tolist()):
-        unmasked = batch.mask[b, :length].numpy() > 0
-        right, real = reference.neighbors(batch, b)
-        for encoding in (subject.encode(batch), subject.encode(given)):
-            E_idx, slots = subject.neighbors(encoding, b)
-            np.testing.assert_array_equal(slots[unmasked], real[unmasked])
-            np.testing.assert_array_equal(
-                np.where(slots, E_idx, 0)[unmasked], np.where(real, right, 0)[unmasked]
-            )
 
 
 # --- launches -------------------------------------------------------------------------------
@@ -224,16 +152,15 @@ def test_neighbors(batch: Batch, model: ProteinMPNN, reference: ReferenceEngine)
 
 def parts_of(subject: MLXEngine) -> dict[str, Counter[str]]:
     """Launches of the encoder, the scorer and one step of the sampler, by operation."""
-    batch = Batch.from_backbones(BACKBONES["one chain"])
-    job = job_of(batch, samples=2)
-    encoding = EagerMLXEngine(formula_weights(CONFIG)).encode(batch)
-    S = engine.rows_of_samples(np.broadcast_to(job.S[:, None], job.rank.shape))
-    rank = engine.rows_of_samples(job.rank)
+    flat, job = flat_of("one chain"), job_of(STRUCTURES["one chain"], samples=2)
+    encoding = EagerMLXEngine(formula_weights(CONFIG)).encode(flat)
+    S = sampler.on_device(np.tile(job.S, (2, 1)))
+    rank = sampler.on_device(job.rank)
     state = sampler.empty_state(encoding.arrays, S)
     where = subject.network.where(encoding.arrays, rank)
-    rows = next(sampler.rows_of(job, engine.steps_of(encoding, job)))
+    rows = next(sampler.rows_of(job, steps_of(job, [encoding.graph(0)])))
     return {
-        "encoder": launches(subject._encode, engine.structures(batch)),
+        "encoder": launches(subject._encode, engine.structures(flat, CONFIG.k_neighbors)),
         "scorer": launches(subject._decode, encoding.arrays, S, rank),
         "step": launches(subject._steps[False], encoding.arrays, where, state, rows),
     }
@@ -272,11 +199,11 @@ def test_launches_of_messages() -> None:
 
 
 def test_the_kernel_is_named(model: ProteinMPNN) -> None:
-    """The fused engine takes Metal where it is, and says so; else it says that it took the twin."""
+    """The fused engine names what it runs: Metal where that is, the fallback kernel elsewhere."""
     taken = FusedMLXEngine(model)
-    assert taken.kernel == ("metal" if engine.on_metal() else "twin")
+    assert taken.kernel == ("metal" if engine.on_metal() else "fallback")
     assert taken.message_sum is (metal_message_sum if engine.on_metal() else plain_message_sum)
-    assert MLXEngine(model).kernel == "twin"
+    assert MLXEngine(model).kernel == "fallback"
 
 
 @pytest.mark.parametrize("C", [48, 352])
@@ -301,12 +228,12 @@ def test_no_compiler_is_said(model: ProteinMPNN, monkeypatch: pytest.MonkeyPatch
         MLXEngine(model)
 
 
-def test_rounded_products_are_refused() -> None:
-    """Products of ten bits, MLX's default on some hardware, do not pass as float32."""
-    engine.require_whole_products()
+def test_rounded_matmuls_are_refused() -> None:
+    """Matmuls of ten bits, MLX's default on some hardware, do not pass as float32."""
+    engine.require_float32_matmuls()
 
     def rounded(a: Any, b: Any) -> Any:
         return (a.astype(mx.float16) @ b.astype(mx.float16)).astype(mx.float32)
 
     with pytest.raises(InputError, match="MLX_ENABLE_TF32=0"):
-        engine.require_whole_products(rounded)
+        engine.require_float32_matmuls(rounded)

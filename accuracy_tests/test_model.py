@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpnn.batch import Batch
+from mpnn.backbone import Backbone
 from mpnn.config import ModelConfig
-from mpnn.model import ProteinMPNN
-from mpnn.structure import Backbone
+from mpnn.flat import Flat
+from mpnn.model import Batch, ProteinMPNN
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -24,8 +24,14 @@ def model() -> ProteinMPNN:
     return formula_weights(CONFIG).double()
 
 
-def batch_of(*backbones: Backbone) -> Batch:
-    return Batch.from_backbones(backbones, dtype=torch.float64)
+def batch_of(*backbones: Backbone, dtype: torch.dtype = torch.float64) -> Batch:
+    return Batch.from_flat(Flat.from_backbones(backbones), dtype=dtype)
+
+
+def native(*backbones: Backbone) -> Tensor:
+    """Residue types, padded: [B, L]."""
+    flat = Flat.from_backbones(backbones)
+    return torch.from_numpy(flat.padded(flat.S))
 
 
 def random_ranks(batch: Batch, seed: int = 0) -> Tensor:
@@ -40,34 +46,34 @@ def test_batch_equals_one_by_one(model: ProteinMPNN) -> None:
     backbones = [made_up_backbone(n, seed=n) for n in (40, 9, 23)]
     batch = batch_of(*backbones)
     rank = random_ranks(batch)
-    together = model(batch, batch.S, rank)
+    together = model(batch, native(*backbones), rank)
     for b, backbone in enumerate(backbones):
         alone = batch_of(backbone)
         length = len(backbone)
-        log_probs = model(alone, alone.S, rank[b : b + 1, :length])
+        log_probs = model(alone, native(backbone), rank[b : b + 1, :length])
         torch.testing.assert_close(together[b, :length], log_probs[0], rtol=0, atol=1e-12)
 
 
 @torch.inference_mode()
 def test_rotation_and_translation_change_nothing(model: ProteinMPNN) -> None:
     """Log-probabilities do not depend on where the structure stands in space."""
-    batch = batch_of(made_up_backbone(50))
+    batch, S = batch_of(made_up_backbone(50)), native(made_up_backbone(50))
     Q, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())
     Q = Q * torch.linalg.det(Q)  # a rotation, not a reflection
     shift = torch.tensor([10.0, -20.0, 5.0], dtype=torch.float64)
     moved = dataclasses.replace(batch, X=batch.X @ Q.T + shift)
     rank = random_ranks(batch)
-    difference = model(batch, batch.S, rank) - model(moved, batch.S, rank)
+    difference = model(batch, S, rank) - model(moved, S, rank)
     assert difference.abs().max() < 1e-9
 
 
 @torch.inference_mode()
 def test_mirror_image_changes_the_result(model: ProteinMPNN) -> None:
     """The virtual Cβ gives the network handedness: a reflection is another structure."""
-    batch = batch_of(made_up_backbone(50))
+    batch, S = batch_of(made_up_backbone(50)), native(made_up_backbone(50))
     mirrored = dataclasses.replace(batch, X=batch.X * torch.tensor([-1.0, 1, 1]).double())
     rank = random_ranks(batch)
-    difference = model(batch, batch.S, rank) - model(mirrored, batch.S, rank)
+    difference = model(batch, S, rank) - model(mirrored, S, rank)
     assert difference.abs().max() > 1e-3
 
 
@@ -79,20 +85,20 @@ def test_order_of_chains_changes_nothing(model: ProteinMPNN) -> None:
     moved = np.concatenate([np.flatnonzero(backbone.chain_index == c) for c in (2, 0, 1)])
     here, there = batch_of(backbone), batch_of(swapped)
     rank = random_ranks(here)
-    expected = model(here, here.S, rank)[:, moved]
-    actual = model(there, there.S, rank[:, moved])
+    expected = model(here, native(backbone), rank)[:, moved]
+    actual = model(there, native(swapped), rank[:, moved])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @torch.inference_mode()
-def test_a_residue_sees_earlier_letters_only(model: ProteinMPNN) -> None:
-    """Changing one letter changes later residues, and neither the residue nor earlier ones."""
-    batch = batch_of(made_up_backbone(40))
+def test_a_residue_sees_earlier_residues_only(model: ProteinMPNN) -> None:
+    """Changing one residue type changes later residues, neither the residue nor earlier ones."""
+    batch, S = batch_of(made_up_backbone(40)), native(made_up_backbone(40))
     rank = random_ranks(batch)
-    changed = batch.S.clone()
+    changed = S.clone()
     i = int((rank[0] == 10).nonzero())
     changed[0, i] = (changed[0, i] + 1) % 20
-    difference = (model(batch, batch.S, rank) - model(batch, changed, rank)).abs().amax(-1)[0]
+    difference = (model(batch, S, rank) - model(batch, changed, rank)).abs().amax(-1)[0]
     assert (difference[rank[0] <= 10] == 0).all()
     assert (difference[rank[0] > 10] > 0).any()
 
@@ -100,11 +106,11 @@ def test_a_residue_sees_earlier_letters_only(model: ProteinMPNN) -> None:
 @torch.inference_mode()
 def test_neighbors_found_elsewhere_give_the_same(model: ProteinMPNN) -> None:
     """A batch that brings its E_idx, in any order of slots, gives the same values."""
-    batch = batch_of(made_up_backbone(45))
+    batch, S = batch_of(made_up_backbone(45)), native(made_up_backbone(45))
     E_idx = model.features(batch)[1].flip(-1)
     rank = random_ranks(batch)
     brought = dataclasses.replace(batch, E_idx=E_idx)
-    actual, expected = model(brought, batch.S, rank), model(batch, batch.S, rank)
+    actual, expected = model(brought, S, rank), model(batch, S, rank)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
@@ -113,13 +119,7 @@ def test_float32_is_close_to_float64() -> None:
     """Rounding in float32 moves log-probabilities by less than 1e-5."""
     single, double = formula_weights(ModelConfig()), formula_weights(ModelConfig()).double()
     backbone = made_up_backbone(60)
-    batch32, batch64 = Batch.from_backbones([backbone]), batch_of(backbone)
-    rank = random_ranks(batch64)
-    difference = single(batch32, batch32.S, rank) - double(batch64, batch64.S, rank)
+    batch32, batch64 = batch_of(backbone, dtype=torch.float32), batch_of(backbone)
+    rank, S = random_ranks(batch64), native(backbone)
+    difference = single(batch32, S, rank) - double(batch64, S, rank)
     assert difference.abs().max() < 1e-5
-
-
-def test_an_empty_batch_is_refused() -> None:
-    """A batch of no structures is an error."""
-    with pytest.raises(ValueError, match="at least one"):
-        Batch.from_backbones([])

@@ -1,64 +1,16 @@
-"""The network against arrays of the published implementation, float32, weights by formula."""
+"""The network against arrays of the published implementation, layer by layer."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from engines import EQUAL, cases
+from published_arrays import CONFIGS, INPUTS, TOLERANCE, Case
 
 from mpnn import graph
-from mpnn.batch import Batch
-from mpnn.config import ModelConfig
-from mpnn.decoding import decoding_order, rank_of
-from mpnn.model import ProteinMPNN
+from mpnn.model import Batch
 from mpnn.optimizations import load_engine
-from mpnn.weights import formula_weights
-
-FOLDER = Path(__file__).parent / "parity"
-TOLERANCE = 1e-5
-INPUTS = ("made_two_chains", "made_short", "made_short_masked")
-CONFIGS = {
-    "3x128_k48": ModelConfig(3, 3, 128, 48),
-    "2x64_k48": ModelConfig(2, 2, 64, 48),
-    "2x64_k16": ModelConfig(2, 2, 64, 16),
-    "2x64_k12": ModelConfig(2, 2, 64, 12),
-}
-
-
-class Case:
-    """One input with the published outputs of one configuration."""
-
-    def __init__(self, name: str, config: str) -> None:
-        self.given = np.load(FOLDER / f"{name}.npz")
-        self.expected = np.load(FOLDER / f"{name}__{config}.npz")
-        self.model: ProteinMPNN = formula_weights(CONFIGS[config])
-        self.mask = self.given["mask"] > 0
-        self.designed = self.mask & (self.given["chain_M"] > 0)
-        self.order = decoding_order(self.designed, self.given["randn"].astype(float))
-        self.S = self.given["S"].astype(np.int64)
-
-    @property
-    def batch(self) -> Batch:
-        """The input as a batch of one."""
-        arrays = {
-            field: torch.from_numpy(self.given[name])[None]
-            for field, name in {
-                "X": "X",
-                "mask": "mask",
-                "residue_idx": "residue_idx",
-                "chain_encoding": "chain_encoding_all",
-                "S": "S",
-            }.items()
-        }
-        return Batch(**arrays, valid=torch.ones(1, len(self.S), dtype=torch.bool))
-
-    def worst(self, actual: np.ndarray, name: str, rows: np.ndarray | None = None) -> float:
-        """Largest absolute difference to the published array over rows with a mask of 1."""
-        rows = self.mask if rows is None else rows
-        return float(np.abs(actual[rows] - self.expected[name][rows]).max())
+from mpnn.schedule import rank_of
 
 
 @pytest.fixture(params=[(i, c) for i in INPUTS for c in CONFIGS], ids="-".join, scope="module")
@@ -66,15 +18,20 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(*request.param)
 
 
+@pytest.fixture(scope="module")
+def batch(case: Case) -> Batch:
+    return Batch.from_flat(case.flat)
+
+
 @torch.inference_mode()
-def test_features_and_neighbors(case: Case) -> None:
+def test_features_and_neighbors(case: Case, batch: Batch) -> None:
     """Neighbors are the published ones up to equal distances, and so are their edge vectors."""
-    E, E_idx = case.model.features(case.batch)
+    E, E_idx = case.model.features(batch)
     published = torch.from_numpy(case.expected["E_idx"].astype(np.int64))[None]
-    ca = case.batch.X[:, :, graph.CA]
+    ca = batch.X[:, :, graph.CA]
     pair = graph.row_adjusted(
         graph.distance(ca[:, :, None], ca[:, None]),
-        case.batch.mask[:, :, None] * case.batch.mask[:, None],
+        batch.mask[:, :, None] * batch.mask[:, None],
     )
     difference = (pair.gather(-1, E_idx) - pair.gather(-1, published)).abs()[0]
     assert difference[case.mask].max() < TOLERANCE
@@ -86,9 +43,9 @@ def test_features_and_neighbors(case: Case) -> None:
 
 
 @torch.inference_mode()
-def test_encoder(case: Case) -> None:
+def test_encoder(case: Case, batch: Batch) -> None:
     """Node and edge vectors of the encoder are the published ones."""
-    h_V, h_E, E_idx, _ = case.model.encode(case.batch)
+    h_V, h_E, E_idx, _ = case.model.encode(batch)
     assert case.worst(h_V[0].numpy(), "h_V_encoder") < TOLERANCE
     published = torch.from_numpy(case.expected["E_idx"].astype(np.int64))[:, :4]
     slot = (published[..., None] == E_idx[0, :, None]).float().argmax(-1)
@@ -107,40 +64,31 @@ def test_parameter_count(case: Case) -> None:
     assert count == case.expected["param_count"]
 
 
-def conditional_ranks(case: Case) -> np.ndarray:
-    """One order for each designed residue, in which it comes last: [N, L]."""
-    normal = case.given["randn"].astype(float)
-    last = np.eye(len(case.S), dtype=bool)[case.designed]
-    return np.stack([rank_of(decoding_order(row, normal)) for row in last])
-
-
-@pytest.mark.parametrize("engine", cases(EQUAL))
-def test_log_probs(case: Case, engine: str) -> None:
-    """Engines that round nothing else give the published teacher-forced, unconditional values."""
-    runner = load_engine(engine, case.model)
-    rank = np.stack([rank_of(case.order), np.zeros(len(case.S), np.int64)])[None]
-    S = np.broadcast_to(case.S, rank.shape)
-    actual = runner.log_probs(runner.encode(case.batch), S, rank)[0]
+@pytest.mark.parametrize("name", ["reference", "exact"])
+def test_log_probs(case: Case, name: str) -> None:
+    """Teacher-forced and unconditional values are the published ones."""
+    engine = load_engine(case.model, name)
+    rank = np.stack([rank_of(case.order), np.zeros(len(case.S), np.int64)])
+    actual = engine.log_probs(engine.encode(case.flat), np.tile(case.S, (2, 1)), rank)
     assert case.worst(actual[0], "log_probs") < TOLERANCE
     assert case.worst(actual[1], "unconditional_log_probs") < TOLERANCE
 
 
 @torch.inference_mode()
-def test_conditional_of_the_model(case: Case) -> None:
+def test_conditional_of_the_model(case: Case, batch: Batch) -> None:
     """The reference's conditional values are the published ones, one pass for each residue."""
-    encoded, batch = case.model.encode(case.batch), case.batch
-    for i, rank in zip(np.flatnonzero(case.designed), conditional_ranks(case), strict=True):
+    encoded, S = case.model.encode(batch), torch.from_numpy(case.S)[None]
+    for i, rank in zip(np.flatnonzero(case.designed), case.conditional_ranks(), strict=True):
         order = torch.from_numpy(rank)[None]
-        row = case.model.decode(encoded, batch.S, order, batch.mask)[0].numpy()
+        row = case.model.decode(encoded, S, order, batch.mask)[0].numpy()
         assert case.worst(row, "conditional_log_probs", np.array([i])) < TOLERANCE
 
 
 def test_conditional_of_the_exact_engine(case: Case) -> None:
     """The exact engine's conditional values are the published ones, all passes at once."""
-    runner = load_engine("exact", case.model)
-    rank = conditional_ranks(case)[None]
-    S = np.broadcast_to(case.S, rank.shape)
-    passes = runner.log_probs(runner.encode(case.batch), S, rank)[0]
+    engine, rank = load_engine(case.model, "exact"), case.conditional_ranks()
+    S = np.tile(case.S, (len(rank), 1))
+    passes = engine.log_probs(engine.encode(case.flat), S, rank)
     at = np.flatnonzero(case.designed)
     conditional = np.zeros_like(passes[0])
     conditional[at] = passes[np.arange(len(at)), at]

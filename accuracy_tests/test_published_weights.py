@@ -17,9 +17,8 @@ from made_up_files import CONFIG, published_content, write_published, write_weig
 
 from mpnn.config import ARCHITECTURES
 from mpnn.errors import InputError
-from mpnn.networks import make_network
 from mpnn.parameters import parameter_shapes
-from mpnn.weights import load_arrays, load_published, load_weights
+from mpnn.weights import load_arrays, load_published, load_weights, make_network
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from mpnn import recovery as r
 from mpnn.config import ARCHITECTURES, ModelConfig
 from mpnn.errors import InputError
-from mpnn.networks import engine_for
 from mpnn.optimizations import load_engine
 from mpnn.synthetic import made_up_backbone
 from mpnn.ts50 import ts50
@@ -170,7 +169,7 @@ def test_no_interval_from_too_few_or_broken_values(values):
 
 def test_measuring_twice_gives_the_same_outcome(model, backbones):
     """Letters and log-probabilities depend on the seed alone; another seed draws other letters."""
-    engine = load_engine("exact", model)
+    engine = load_engine(model, "exact")
     first, again = (r.measure(engine, backbones, 2, seed=1) for _ in range(2))
     other = r.measure(engine, backbones, 2, seed=2)
     for a, b, c in zip(first, again, other, strict=True):
@@ -180,17 +179,19 @@ def test_measuring_twice_gives_the_same_outcome(model, backbones):
 
 
 def test_order_changes_the_scores_and_not_the_proteins(model, backbones):
-    """Under the coloured order the same proteins are measured, with other log-probabilities."""
-    engine = load_engine("exact", model)
-    random, coloured = (r.measure(engine, backbones, 2, order=o) for o in ("random", "coloured"))
-    assert [o.name for o in random] == [o.name for o in coloured]
-    assert any((a.log_probs != b.log_probs).any() for a, b in zip(random, coloured, strict=True))
+    """Under the graph-coloring order the same proteins get other log-probabilities."""
+    engine = load_engine(model, "exact")
+    random, coloring = (
+        r.measure(engine, backbones, 2, order=o) for o in ("random", "graph-coloring")
+    )
+    assert [o.name for o in random] == [o.name for o in coloring]
+    assert any((a.log_probs != b.log_probs).any() for a, b in zip(random, coloring, strict=True))
 
 
 def test_engines_are_measured_under_common_noise(model, backbones):
     """The exact engine gives the reference's letters, so every difference is zero but rounding."""
-    subject = r.measure(load_engine("exact", model), backbones, 2)
-    reference = r.measure(load_engine("reference", model), backbones, 2)
+    subject = r.measure(load_engine(model, "exact"), backbones, 2)
+    reference = r.measure(load_engine(model, "reference"), backbones, 2)
     compared = r.compare(subject, reference)
     assert compared.recovery == r.Interval(0, 0, 0)
     assert compared.agreement == r.Interval(1, 1, 1)
@@ -200,7 +201,7 @@ def test_engines_are_measured_under_common_noise(model, backbones):
 
 def test_pairing_narrows_the_interval(model, backbones):
     """The paired interval of two nearly equal networks is far narrower than either's own."""
-    outcomes = r.measure(load_engine("exact", model), backbones, 2)
+    outcomes = r.measure(load_engine(model, "exact"), backbones, 2)
     other = [dataclasses.replace(o, log_probs=o.log_probs - 1e-3) for o in outcomes]
     paired = r.compare(other, outcomes).nll
     alone = r.summarize(outcomes).nll
@@ -210,7 +211,7 @@ def test_pairing_narrows_the_interval(model, backbones):
 
 def test_summary_is_made_of_the_single_measures(model, backbones):
     """Means are over proteins; the perplexity is over all residues."""
-    outcomes = r.measure(load_engine("exact", model), backbones, 2)
+    outcomes = r.measure(load_engine(model, "exact"), backbones, 2)
     summary = r.summarize(outcomes)
     assert summary.proteins == 3
     assert summary.recovery.mean == pytest.approx(np.mean([o.recovery for o in outcomes]))
@@ -220,7 +221,7 @@ def test_summary_is_made_of_the_single_measures(model, backbones):
 
 def test_different_proteins_are_not_compared(model, backbones):
     """Outcomes of other proteins, or in another order, are refused."""
-    outcomes = r.measure(load_engine("exact", model), backbones, 1)
+    outcomes = r.measure(load_engine(model, "exact"), backbones, 1)
     with pytest.raises(ValueError, match="same proteins"):
         r.compare(outcomes, outcomes[::-1])
 
@@ -229,7 +230,7 @@ def test_backbone_without_known_residue_is_refused(model, backbones):
     """A protein with nothing to recover is named."""
     empty = dataclasses.replace(backbones[0], sequence="X" * len(backbones[0]))
     with pytest.raises(InputError, match=f"{empty.name}: no residue has all four atoms"):
-        r.measure(load_engine("exact", model), [empty], 1)
+        r.measure(load_engine(model, "exact"), [empty], 1)
 
 
 # Published figures
@@ -244,7 +245,7 @@ def test_backbone_without_known_residue_is_refused(model, backbones):
 def test_ts50_row_of_the_published_weights_is_reproduced():
     """v_48_020 recovers 44.3 % of TS50 at T = 0.1, at perplexity 5.13 and top-1 49.1 %."""
     model, _ = load_weights("v_48_020")
-    outcomes = r.measure(load_engine("exact", model), ts50())
+    outcomes = r.measure(load_engine(model, "exact"), ts50())
     summary = r.summarize(outcomes)
     assert summary.recovery.mean == pytest.approx(0.443, abs=0.005)
     assert summary.recovery.low == pytest.approx(0.427, abs=0.005)
@@ -304,7 +305,7 @@ def test_every_twin_is_a_network():
 def test_figures_of_a_card_are_measured_again(name):
     """TS50 recovery and perplexity of a shipped checkpoint are those of its card."""
     model, card = load_weights(name)
-    summary = r.summarize(r.measure(engine_for(model), ts50()))
+    summary = r.summarize(r.measure(load_engine(model), ts50()))
     stated = card["measured"]["sets"]["ts50"]
     assert 100 * summary.recovery.mean == pytest.approx(stated["recovery"][0], abs=0.2)
     assert summary.perplexity == pytest.approx(stated["perplexity"], rel=2e-3)

@@ -7,20 +7,21 @@ import pytest
 import torch
 from cli_runs import run
 from made_up_files import write_weights
-from test_training import in_double, padded, write_chains
+from training_cases import in_double, padded, write_chains
 
 from mpnn import graph, ssm
-from mpnn.batch import Batch
 from mpnn.config import ARCHITECTURES, ModelConfig, SSMConfig
-from mpnn.decoding import Constraints, Key, make_job
 from mpnn.design import Model, load
 from mpnn.errors import InputError
-from mpnn.networks import engine_for, make_network
+from mpnn.flat import Flat
+from mpnn.model import Batch
+from mpnn.optimizations import load_engine
+from mpnn.sampling import Constraints, Key, make_job
 from mpnn.synthetic import made_up_backbone
 from mpnn.training import TrainConfig, forward, train
 from mpnn.training.data import DrawConfig, RaggedBatch, TrainingChains, draw
 from mpnn.variants import Variant
-from mpnn.weights import formula_weights, load_checkpoint, save_checkpoint
+from mpnn.weights import formula_weights, load_checkpoint, make_network, save_checkpoint
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -30,6 +31,10 @@ CONFIG = SSMConfig(num_layers=2, hidden_dim=32, num_heads=4, state_dim=8, k_neig
 @pytest.fixture(scope="module")
 def model():
     return formula_weights(CONFIG).double()
+
+
+def batch_of(*backbones):
+    return Batch.from_flat(Flat.from_backbones(backbones), dtype=torch.float64)
 
 
 # The scan
@@ -106,16 +111,16 @@ def test_batch_equals_one_by_one(model):
     """Structures in a batch, of one chain or several, get what each gets alone."""
     backbones = [made_up_backbone(n, c, n) for n, c in [(50, 2), (23, 1), (41, 3)]]
     with torch.inference_mode():
-        together = model(Batch.from_backbones(backbones, dtype=torch.float64))
+        together = model(batch_of(*backbones))
         for b, backbone in enumerate(backbones):
-            alone = model(Batch.from_backbones([backbone], dtype=torch.float64))[0]
+            alone = model(batch_of(backbone))[0]
             assert (together[b, : len(alone)] - alone).abs().max() < 1e-10
     assert torch.allclose(together.exp().sum(-1), torch.ones(1, dtype=torch.float64))
 
 
 def test_rotation_and_translation_change_nothing(model):
     """Distances alone enter."""
-    batch = Batch.from_backbones([made_up_backbone(40)], dtype=torch.float64)
+    batch = batch_of(made_up_backbone(40))
     turn, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))
     turn = turn * turn.det()
     moved = dataclasses.replace(batch, X=batch.X @ turn.T + 7.0)
@@ -125,7 +130,7 @@ def test_rotation_and_translation_change_nothing(model):
 
 def far_apart(length=30):
     """Two chains 500 Å from each other: no neighbor list reaches across."""
-    batch = Batch.from_backbones([made_up_backbone(2 * length, 2)], dtype=torch.float64)
+    batch = batch_of(made_up_backbone(2 * length, 2))
     X = batch.X.clone()
     X[:, length:] += 500.0
     return dataclasses.replace(batch, X=X)
@@ -152,15 +157,15 @@ def test_residues_hear_their_whole_chain_and_no_other(model, moved, chain):
 def test_incomplete_residues_are_passed_over(model):
     """Residues without all atoms neither speak nor hear; they get normalized probabilities."""
     backbone = made_up_backbone(40)
-    whole = Batch.from_backbones([backbone], dtype=torch.float64)
+    whole = batch_of(backbone)
     backbone.mask[[0, 11, 12, 39]] = False
     backbone.coords[~backbone.mask] = 0
-    holed = Batch.from_backbones([backbone], dtype=torch.float64)
+    holed = batch_of(backbone)
     keep = torch.from_numpy(backbone.mask)
     without = Batch(
         *(
             getattr(whole, name)[:, keep]
-            for name in ("X", "mask", "residue_idx", "chain_encoding", "S", "valid")
+            for name in ("X", "mask", "residue_idx", "chain_encoding", "valid")
         )
     )
     with torch.inference_mode():
@@ -190,32 +195,33 @@ def structures():
 
 
 def test_engine_gives_the_networks_values(model):
-    """Tiles and fused features change nothing but rounding, for as many samples as asked."""
-    batch = Batch.from_backbones(structures(), dtype=torch.float64)
+    """Tiles and fused features change nothing but rounding, for any number of samples."""
+    flat = Flat.from_backbones(structures())
     with torch.inference_mode():
-        expected = model(batch).numpy()
-    engine = engine_for(model)
-    letters = np.zeros((2, 3, 37), np.int64)
-    found = engine.log_probs(engine.encode(batch), letters, letters)
-    valid = batch.valid.numpy()
-    for n in range(3):
-        assert np.abs(found[:, n] - expected)[valid].max() < 1e-10
+        expected = flat.unpadded(model(batch_of(*structures())).numpy())
+    engine = load_engine(model)
+    S = np.zeros((3, flat.size), np.int64)
+    found = engine.log_probs(engine.encode(flat), S, S)
+    assert found.shape == (3, flat.size, 21)
+    assert np.abs(found - expected).max() < 1e-10
 
 
-def test_engine_draws_as_asked(model):
-    """Fixed and tied residues, forbidden letters: the job's rules hold, and samples differ."""
-    batch = Batch.from_backbones(structures(), dtype=torch.float64)
-    rules = [Constraints.free(backbone.mask) for backbone in structures()]
+def test_engine_samples_under_the_rules(model):
+    """Fixed and tied residues, omissions: the job's rules hold, and samples differ."""
+    flat, rules = (
+        Flat.from_backbones(structures()),
+        [Constraints.free(b.mask) for b in structures()],
+    )
     rules[0].designed[3:6] = False
     rules[0].tie_group[30] = 8
     rules[1].bias[:, :18] -= 1e8
-    job = make_job(batch.S.numpy(), rules, [Key(0, n, 1.0) for n in range(4)])
-    engine = engine_for(model)
-    S = engine.sample(engine.encode(batch), job).S
-    assert np.array_equal(S[0, :, 3:6], np.tile(job.S[0, 3:6], (4, 1)))
-    assert np.array_equal(S[0, :, 30], S[0, :, 8])
-    assert set(S[1][:, rules[1].designed[:26].nonzero()[0]].ravel()) <= {18, 19}
-    assert len({sample.tobytes() for sample in S[0]}) == 4
+    job = make_job(flat.S, rules, [Key(0, n, 1.0) for n in range(4)])
+    engine = load_engine(model)
+    first, second = (engine.sample(engine.encode(flat), job).S[:, rows] for rows in flat.slices)
+    assert np.array_equal(first[:, 3:6], np.tile(job.S[3:6], (4, 1)))
+    assert np.array_equal(first[:, 30], first[:, 8])
+    assert set(second[:, rules[1].designed].ravel()) <= {18, 19}
+    assert len({sample.tobytes() for sample in first}) == 4
 
 
 def test_structure_without_a_complete_residue(model):
@@ -223,13 +229,11 @@ def test_structure_without_a_complete_residue(model):
     backbone = made_up_backbone(5)
     backbone.mask[:] = False
     backbone.coords[:] = 0
-    batch = Batch.from_backbones([backbone], dtype=torch.float64)
     with torch.inference_mode():
-        expected = model(batch)[0].numpy()
+        expected = model(batch_of(backbone))[0].numpy()
     assert np.ptp(expected, axis=0).max() == 0
-    engine = engine_for(model)
-    letters = np.zeros((1, 1, 5), np.int64)
-    found = engine.log_probs(engine.encode(batch), letters, letters)[0, 0]
+    engine, S = load_engine(model), np.zeros((1, 5), np.int64)
+    found = engine.log_probs(engine.encode(Flat.from_backbones([backbone])), S, S)[0]
     assert np.abs(found - expected).max() < 1e-12
 
 
@@ -241,7 +245,7 @@ def test_structure_without_a_complete_residue(model):
             "exact",
             "engine exact runs ProteinMPNN networks, and these weights .* take .*ssm",
         ),
-        (CONFIG, "steam", "engine steam runs ProteinMPNN"),
+        (CONFIG, "steam", "no engine is called 'steam'"),
         (ModelConfig(1, 1, 16, 8), "ssm", "engine ssm runs state-space .* take engine exact"),
     ],
 )
@@ -278,10 +282,10 @@ def test_sizes_that_do_not_fit_are_refused():
 
 def test_designs_and_scores(model):
     """Designs do not depend on the batch, and each mode of scoring gives the same values."""
-    made = Model(engine_for(model), CONFIG, {"name": "made"})
+    made = Model(load_engine(model), CONFIG, {"name": "made"})
     backbone = made_up_backbone(30, chains=2)
     many = made.design(backbone, 3, fixed="A3-5").designs
-    few = made.design(backbone, 3, batch_size=1, order="coloured", fixed="A3-5").designs
+    few = made.design(backbone, 3, batch_size=1, order="graph-coloring", fixed="A3-5").designs
     assert [d.sequence for d in many] == [d.sequence for d in few]
     scores = [made.score(backbone, mode=m) for m in ("ordered", "conditional", "unconditional")]
     assert np.array_equal(scores[0].log_probs, scores[1].log_probs)
@@ -320,7 +324,7 @@ def test_trained_as_run(chain_file, model):
     """Training computes the network's own log-probabilities and gradients, in float64."""
     chains = TrainingChains(chain_file)
     crops = [draw(chains, DrawConfig(noise=0.1, max_length=40), number) for number in range(3)]
-    batch, _ = padded(crops)
+    batch, _, _ = padded(crops)
     found, _ = graph.neighbors(batch.X[:, :, 1].float(), batch.mask.float(), batch.valid, 8)
     batch = dataclasses.replace(batch, E_idx=found)  # found in float32, as in training
     ragged = in_double(RaggedBatch.from_crops(crops, CONFIG.k_neighbors))

@@ -10,13 +10,13 @@ import torch
 from cli_runs import run as command_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_cases import CLUSTERS, LENGTHS, in_double, padded, write_chains
 
 from mpnn import graph
-from mpnn.batch import Batch
 from mpnn.config import ARCHITECTURES, UNKNOWN, ModelConfig
 from mpnn.errors import InputError
-from mpnn.model import ProteinMPNN
-from mpnn.synthetic import made_up_backbone
+from mpnn.flat import Flat
+from mpnn.model import Batch, ProteinMPNN
 from mpnn.training import TrainConfig, forward, learning_rate, train, train_together
 from mpnn.training.data import (
     Crop,
@@ -37,33 +37,7 @@ from mpnn.training.run import _perplexity
 from mpnn.training.settings import TOGETHER
 from mpnn.weights import SHIPPED, formula_weights, load_checkpoint, save_checkpoint
 
-LENGTHS = (30, 41, 56, 64, 72)
-CLUSTERS = (7, 7, 9, 9, 30)  # three clusters of two, two and one chains
 TINY = ModelConfig(1, 1, 16, 12)
-
-
-def write_chains(
-    path: Path, lengths=LENGTHS, clusters=CLUSTERS, incomplete: int | None = 3
-) -> Path:
-    """A chain file of made-up backbones; residue `incomplete` of each chain lacks an atom."""
-    backbones = [made_up_backbone(length, seed=seed) for seed, length in enumerate(lengths)]
-    coords = np.concatenate([b.coords for b in backbones]).astype(np.float64)
-    complete = np.ones(len(coords), bool)
-    offsets = np.cumsum([0, *lengths])
-    if incomplete is not None:
-        complete[offsets[:-1] + incomplete] = False
-    np.savez(
-        path,
-        ca=np.round(coords[:, 1] * 1000).astype(np.int32),
-        nco=np.round((coords[:, [0, 2, 3]] - coords[:, 1:2]) * 1000).astype(np.int16),
-        complete=complete,
-        sequence=np.frombuffer("".join(b.sequence for b in backbones).encode(), np.uint8),
-        residue_number=np.concatenate([b.numbers for b in backbones]).astype(np.int32),
-        offsets=offsets,
-        name=np.array([f"made_{i}" for i in range(len(lengths))]),
-        cluster=np.array(clusters, np.int32),
-    )
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -106,32 +80,6 @@ def teacher_file(tmp_path):
     return str(path)
 
 
-def padded(crops: list[Crop]) -> tuple[Batch, torch.Tensor]:
-    """The same crops for the reference network, in float64: a batch [B, L] and ranks [B, L]."""
-
-    def pad(arrays, fill=0):
-        return torch.nn.utils.rnn.pad_sequence(
-            [torch.as_tensor(a) for a in arrays], batch_first=True, padding_value=fill
-        )
-
-    ones = [np.ones(len(c), bool) for c in crops]
-    batch = Batch(
-        X=pad([c.residues.coords for c in crops]).double(),
-        mask=pad(ones).double(),
-        residue_idx=pad([c.residues.residue_idx for c in crops]),
-        chain_encoding=pad(ones).long(),
-        S=pad([c.residues.S for c in crops]),
-        valid=pad(ones),
-    )
-    return batch, pad([c.rank for c in crops], fill=10**6)
-
-
-def in_double(batch: RaggedBatch) -> RaggedBatch:
-    return dataclasses.replace(
-        batch, X=batch.X.double(), neighbor_mask=batch.neighbor_mask.double()
-    )
-
-
 def log_probs(model, crops: list[Crop], k: int, prepared=lambda batch: batch) -> torch.Tensor:
     """What training computes of some crops, [R, 21]."""
     batch = prepared(RaggedBatch.from_crops(crops, k))
@@ -154,17 +102,16 @@ def test_rewritten_network_equals_reference(chains, k):
     """Log-probabilities and every gradient equal the reference network's in float64."""
     model = formula_weights(ModelConfig(2, 2, 32, k)).double()
     crops = [draw(chains, DrawConfig(noise=0.1, max_length=40), number) for number in range(3)]
-    batch, rank = padded(crops)
+    batch, letters, rank = padded(crops)
     found, _ = graph.neighbors(batch.X[:, :, 1].float(), batch.mask.float(), batch.valid, k)
     batch = dataclasses.replace(batch, E_idx=found)  # found in float32, as in training
-    letters = torch.cat([torch.from_numpy(c.residues.S) for c in crops])
     gradients = []
     for outcome in (
-        model(batch, batch.S, rank)[batch.valid],
+        model(batch, letters, rank)[batch.valid],
         log_probs(model, crops, k, in_double),
     ):
         model.zero_grad()
-        outcome.gather(1, letters[:, None]).sum().backward()
+        outcome.gather(1, letters[batch.valid][:, None]).sum().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
         gradients[-1]["log_probs"] = outcome.detach()
     for name, expected in gradients[0].items():
@@ -761,14 +708,14 @@ def test_the_curve_is_the_networks_perplexity_on_whole_chains(config, chains, ch
     model = train(kept, seen.append)
     assert [p.validation and p.validation.step for p in seen] == [None] * 3 + [4, None, 6]
     crops = [whole_chain(chains, int(chain)) for chain in np.concatenate(chains.clusters)]
-    batch, rank = padded(crops)
+    batch, letters, rank = padded(crops)
     with torch.no_grad():
-        found = model.double()(batch, batch.S, rank)
-    nll = -found.gather(-1, batch.S[..., None])[..., 0]
-    known = (batch.mask > 0) & (batch.S != UNKNOWN)
+        found = model.double()(batch, letters, rank)
+    nll = -found.gather(-1, letters[..., None])[..., 0]
+    known = (batch.mask > 0) & (letters != UNKNOWN)
     last = seen[-1].validation
     assert last.perplexity == pytest.approx(nll[known].mean().exp().item(), rel=1e-4)
-    assert last.accuracy == (found.argmax(-1) == batch.S)[known].double().mean()
+    assert last.accuracy == (found.argmax(-1) == letters)[known].double().mean()
     assert last.residues == seen[-1].residues
     _, card = load_checkpoint(config.weights)
     assert [row[0] for row in card["curve"]["rows"]] == [4, 6]
@@ -889,8 +836,10 @@ def test_kept_targets_are_the_teachers_own(chains, teacher_file, tmp_path):
     assert whole.order == crop.order
     rank = np.full((1, len(backbone)), len(backbone))
     rank[0, backbone.mask] = whole.rank
-    batch = Batch.from_backbones([backbone])
-    expected = formula_weights(TINY)(batch, batch.S, torch.from_numpy(rank)).detach().numpy()[0]
+    flat = Flat.from_backbones([backbone])
+    S = torch.from_numpy(flat.S)[None]
+    network = formula_weights(TINY)
+    expected = network(Batch.from_flat(flat), S, torch.from_numpy(rank)).detach().numpy()[0]
     found = teacher.log_probs(crop)
     assert np.abs(found - expected[backbone.mask][crop.rows]).max() < 5e-3  # float16
     assert np.abs(expected).max() > 1
@@ -991,9 +940,9 @@ def test_a_student_comes_nearer_to_its_teacher(config, teacher_file, tmp_path, k
 
 def teacher_says(teacher, crops, letters):
     """The answers [R, 21] of the reference network to noised crops with other letters."""
-    batch, rank = padded(crops)
-    batch.S[batch.valid] = letters
-    return teacher.double()(batch, batch.S, rank).float()[batch.valid]
+    batch, S, rank = padded(crops)
+    S[batch.valid] = letters
+    return teacher.double()(batch, S, rank).float()[batch.valid]
 
 
 @pytest.mark.parametrize("mutations", [0.0, 0.4, 1.0])

@@ -69,11 +69,11 @@ def design(paths: Sequence[str], rules: Mapping[str, Any], options: DesignOption
         InputError: an option is wrong for all structures: see `files.structure_files`, `RuleBook`
             and `mpnn.load`.
     """
-    from mpnn.design import check_draws
+    from mpnn.sampling import check_sampling
 
     temperatures = files.numbers(options.temperature, float, "--temperature")
     seeds = files.numbers(options.seed, int, "--seed")
-    check_draws(options.num_seqs, temperatures, seeds, options.batch_size)
+    check_sampling(options.num_seqs, temperatures, seeds, options.batch_size)
     _check_has_folder(options.out, {"structures": options.structures, "probs": options.probs})
     structures = files.structure_files(paths, options.out)
     book = _rule_book(structures, rules, options)

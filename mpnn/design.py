@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,34 +18,29 @@ from numpy.typing import NDArray
 from mpnn.backbone import Backbone
 from mpnn.config import ALPHABET, NUM_LETTERS, ModelConfig, NetworkConfig
 from mpnn.constraints import constraints, sources_of_letters
-from mpnn.decoding import (
-    Constraints,
-    FloatArray,
-    IntArray,
-    Key,
-    Order,
-    Samples,
-    decoding_order,
-    make_job,
-    negative_log_likelihood,
-    noise,
-    rank_of,
-    with_coloured_order,
-)
 from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.pssm import profile_of, with_profile
 from mpnn.results import Design, Designs, Mode, Score, Scores, Target
 from mpnn.rules import Rules
+from mpnn.sampling import (
+    Constraints,
+    Key,
+    Samples,
+    check_sampling,
+    check_seeds,
+    make_job,
+    negative_log_likelihood,
+    noise,
+    with_graph_coloring,
+)
+from mpnn.schedule import FloatArray, IntArray, Order, decoding_order, rank_of
 from mpnn.weights import Card, default_weights, load_weights
 
 if TYPE_CHECKING:
     from mpnn.optimizations import Engine
 
 NATIVE = 0  # sample number that keys the order for given sequences; designs are numbered from 1
-COLDEST, HOTTEST = 1e-6, 100.0
-"""Temperatures taken. Below, float32 loses the noise; above, omitted letters might be drawn."""
-
 CONDITIONAL_ROWS = 8  # residues whose conditional passes run at once; bounds memory
 ROWS_PER_CALL = 1 << 14
 """N·L of one call to an engine where no batch size is given. At about 10 kB a row in the exact
@@ -64,19 +59,18 @@ def load(name: str | Path | None = None, engine: str | None = None, device: str 
 
     Args:
         name: a shipped or published name or the path of a checkpoint; None takes a shipped one.
-        engine: what `mpnn.networks.engine_for` takes; None takes the network's usual one.
+        engine: what `mpnn.optimizations.load_engine` takes; None takes the network's usual one.
         device: cpu, mps or cuda.
 
     Raises:
         InputError: the weights cannot be found or used, the engine or device does not exist, or the
             engine runs networks of another kind.
     """
-    from mpnn.networks import engine_for
-    from mpnn.optimizations import check_device
+    from mpnn.optimizations import check_device, load_engine
 
     check_device(device)
     network, card = load_weights(default_weights() if name is None else name)
-    return Model(engine_for(network, engine, device), network.config, card)
+    return Model(load_engine(network, engine, device), network.config, card)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +127,8 @@ class Model:
             batch_size: samples per call of the engine; bounds memory. None chooses by length:
                 `ROWS_PER_CALL` residues, 64 samples or more for up to 256 residues.
             progress: called after each batch with its share of the work; shares add up to 1.
-            order: "random" as published, or "coloured": about half the steps, another distribution
-                over orders (`mpnn.decoding.coloured`), no ties.
+            order: "random" as published, or "graph-coloring": about half the steps, another
+                distribution over orders (`mpnn.schedule.graph_coloring`), no ties.
             keep_log_probs: return `Designs.log_probs`, 84 bytes for each residue of each design.
             rules: fields of `mpnn.Rules` (chains, fixed, tied, omit, bias, …), or rules=Rules(…).
 
@@ -143,7 +137,7 @@ class Model:
         """
         if order not in get_args(Order):
             raise InputError(f"order {order!r} is unknown; take {', '.join(get_args(Order))}")
-        temperatures, seeds = check_draws(num_seqs, temperature, seed, batch_size)
+        temperatures, seeds = check_sampling(num_seqs, temperature, seed, batch_size)
         asked = Rules.of(**rules)
         task = self._task(backbone, asked, "design")
         source = sources_of_letters(task.target, asked)
@@ -156,13 +150,13 @@ class Model:
         designs: list[Design] = []
         kept: list[NDArray[np.floating]] = []
         while some := list(islice(keys, batch_size)):
-            job = with_profile(make_job(task.S[None], [task.constraints], some), profile, some)
-            if order == "coloured":
-                job = with_coloured_order(job, [self.engine.neighbors(task.encoding, 0)])
+            job = with_profile(make_job(task.S, [task.constraints], some), profile, some)
+            if order == "graph-coloring":
+                job = with_graph_coloring(job, [self.engine.neighbors(task.encoding, 0)])
             drawn = self.engine.sample(task.encoding, job)
             designs += _as_designs(task, some, drawn, source)
             if keep_log_probs:
-                kept.append(drawn.log_probs[0])
+                kept.append(drawn.log_probs)
             progress(len(some) / total)
         log_probs = np.concatenate(kept) if kept else None
         return Designs(
@@ -222,7 +216,7 @@ class Model:
         """
         if mode not in get_args(Mode):
             raise InputError(f"mode {mode!r} is unknown; take {', '.join(get_args(Mode))}")
-        seeds = _seeds(seed)
+        seeds = check_seeds(seed)
         task = self._task(backbone, Rules.of(**rules), "score")
         as_in_file = backbone.chain_ids
         given = [task.S]
@@ -248,33 +242,7 @@ class Model:
                 f"{backbone.name}: nothing to {what}, all residues are fixed or lack atoms"
             )
         flat = Flat.from_backbones([target.backbone])
-        return _Task(target, limits, flat, self._encode(flat))
-
-    def _encode(self, flat: Flat) -> Any:
-        """Encodes one structure."""
-        import torch
-
-        from mpnn.batch import Batch
-
-        def tensor(x: NDArray[Any]) -> torch.Tensor:
-            t = torch.from_numpy(x)[None].to(self.engine.device)
-            return t.to(self.engine.dtype) if t.is_floating_point() else t
-
-        batch = Batch(
-            X=tensor(flat.X),
-            mask=tensor(flat.mask.astype(np.float32)),
-            residue_idx=tensor(flat.residue_idx),
-            chain_encoding=tensor(flat.chain_encoding),
-            S=tensor(flat.S),
-            valid=tensor(np.ones_like(flat.mask)),
-            E_idx=None if flat.E_idx is None else tensor(flat.E_idx),
-        )
-        return self.engine.encode(batch)
-
-    def _log_probs(self, encoding: Any, S: IntArray, rank: IntArray) -> NDArray[np.floating]:
-        """Teacher-forced log-probabilities [N, L, 21] of S [N, L] under rank [N, L]."""
-        log_probs: NDArray[np.floating] = self.engine.log_probs(encoding, S[None], rank[None])[0]
-        return log_probs
+        return _Task(target, limits, flat, self.engine.encode(flat))
 
     def _samples_per_call(self, length: int) -> int:
         """How many samples keep one call of the engine within its rows, at least 1."""
@@ -299,7 +267,7 @@ class Model:
             if mode == "ordered":
                 order = decoding_order(task.target.designed, normal)
                 rank = rank_of(order, task.constraints.tie_group)
-            log_probs = self._log_probs(task.encoding, S[None], rank[None])[0]
+            log_probs = self.engine.log_probs(task.encoding, S[None], rank[None])[0]
             progress(1)
         target = task.target
         known = target.designed if mode == "conditional" else target.backbone.mask
@@ -324,7 +292,8 @@ class Model:
             rows = designed[start : start + CONDITIONAL_ROWS]
             last = rows[:, None] == np.arange(len(S))  # [N, L]
             rank = np.stack([rank_of(decoding_order(row, normal)) for row in last])
-            log_probs = self._log_probs(task.encoding, np.tile(S, (len(rows), 1)), rank)
+            letters = np.tile(S, (len(rows), 1))
+            log_probs = self.engine.log_probs(task.encoding, letters, rank)
             result[rows] = log_probs[np.arange(len(rows)), rows]
             progress(len(rows) / len(designed))
         return result
@@ -341,7 +310,7 @@ class Model:
         unrolled = _unrolled(task.flat, E_idx[:, : int(real[0].sum())], layers + 1)
         rank = np.repeat(np.arange(layers + 1), len(S))
         copies = np.tile(S, layers + 1)
-        log_probs = self._log_probs(self._encode(unrolled), copies[None], rank[None])
+        log_probs = self.engine.log_probs(self.engine.encode(unrolled), copies[None], rank[None])
         return log_probs[0, -len(S) :]
 
 
@@ -360,58 +329,21 @@ def _unrolled(flat: Flat, E_idx: IntArray, copies: int) -> Flat:
     copy = np.arange(copies)[:, None, None]
     is_self = E_idx == np.arange(L)[:, None]
     leads_to = np.where(is_self, copy, np.maximum(copy - 1, 0))  # [copies, L, K]
-    return Flat(
-        X=np.tile(flat.X, (copies, 1, 1)),
-        mask=np.tile(flat.mask, copies),
-        residue_idx=np.tile(flat.residue_idx, copies),
-        chain_encoding=np.tile(flat.chain_encoding, copies),
-        S=np.tile(flat.S, copies),
+    return replace(
+        flat.repeat(copies),
         lengths=(copies * L,),
         E_idx=(E_idx + leads_to * L).reshape(copies * L, -1),
     )
 
 
-def check_draws(
-    num_seqs: int,
-    temperature: float | Sequence[float],
-    seed: int | Sequence[int],
-    batch_size: int | None = None,
-) -> tuple[list[float], list[int]]:
-    """The temperatures and the seeds as lists.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-    for name, count in (("num_seqs", num_seqs), ("batch_size", batch_size)):
-        if name == "batch_size" and count is None:
-            continue
-        if not isinstance(count, (int, np.integer)) or count < 1:
-            raise InputError(f"{name} is {count!r}; it must be a whole number, at least 1")
-    temperatures = np.atleast_1d(temperature).tolist()
-    if not temperatures:
-        raise InputError("no temperature is given; 0.1 is usual")
-    for t in temperatures:
-        if not COLDEST <= t <= HOTTEST:  # NaN is outside too
-            raise InputError(f"temperature {t}: it must lie between {COLDEST} and {HOTTEST:g}")
-    return temperatures, _seeds(seed)
-
-
-def _seeds(seed: object) -> list[int]:
-    given = seed.tolist() if isinstance(seed, np.ndarray) else seed
-    seeds: list[Any] = list(given) if isinstance(given, Sequence) else [given]
-    if not seeds or not all(isinstance(s, (int, np.integer)) and 0 <= s < 2**63 for s in seeds):
-        raise InputError(f"seed {seed!r}: one or more whole numbers from 0 to 2**63 - 1 are needed")
-    return [int(s) for s in seeds]
-
-
 def _as_designs(
     task: _Task, keys: Sequence[Key], samples: Samples, source: IntArray
 ) -> list[Design]:
-    S, target = samples.S[0], task.target
-    score = negative_log_likelihood(samples.log_probs[0], S, target.designed)
-    everywhere = negative_log_likelihood(samples.log_probs[0], S, target.backbone.mask)
+    S, target = samples.S, task.target
+    score = negative_log_likelihood(samples.log_probs, S, target.designed)
+    everywhere = negative_log_likelihood(samples.log_probs, S, target.backbone.mask)
     recovery = (S == task.S)[:, target.designed].mean(1)
-    residue_scores = _residue_scores(samples.log_probs[0], S, target.backbone.mask)
+    residue_scores = _residue_scores(samples.log_probs, S, target.backbone.mask)
     return [
         Design(
             sequence=_text(S[n, source]),

@@ -36,7 +36,7 @@ class Order(StrEnum):
     """Decoding orders."""
 
     random = "random"
-    coloured = "coloured"
+    graph_coloring = "graph-coloring"
 
 
 class Structures(StrEnum):

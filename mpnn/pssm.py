@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from mpnn.config import NUM_LETTERS
-from mpnn.decoding import OMITTED, WORDS, Constraints, FloatArray, IntArray, Job, Key
 from mpnn.errors import InputError
 from mpnn.results import Target
 from mpnn.rules import Rules
+from mpnn.sampling import OMITTED, WORDS, Constraints, Job, Key
+from mpnn.schedule import FloatArray, IntArray
 
 LEAK = 1e-3
 """Added to the 0/1 mask of the log-odds, as published: an excluded amino acid stays possible."""

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from mpnn.atomic import write_whole
-from mpnn.batch import Batch
 from mpnn.config import ARCHITECTURES
-from mpnn.decoding import Constraints, Key, make_job
+from mpnn.flat import Flat
 from mpnn.optimizations import load_engine
 from mpnn.regression.baselines import commit_info
 from mpnn.regression.hardware import this_machine
 from mpnn.regression.process import PINNED
 from mpnn.regression.products import ProductsAlone, exact_products, multiply_adds
+from mpnn.sampling import Constraints, Key, make_job
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -45,16 +45,16 @@ def peak_bytes():
 
 def point(length, samples, repeats):
     """One point: seconds of the whole job, of its products alone, and memory."""
-    engine = load_engine("exact", formula_weights(CONFIG))
+    engine = load_engine(formula_weights(CONFIG), "exact")
     backbone = made_up_backbone(length)
-    batch = Batch.from_backbones([backbone])
+    batch = Flat.from_backbones([backbone])
     keys = [Key(0, n, 0.1) for n in range(samples)]
     products = exact_products(CONFIG, length, samples)
     alone = ProductsAlone(products, CONFIG.k_neighbors, torch.get_num_threads())
     jobs, bounds, peak = [], [], 0
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        job = make_job(batch.S.numpy(), [Constraints.free(backbone.mask)], keys)
+        job = make_job(batch.S, [Constraints.free(backbone.mask)], keys)
         engine.sample(engine.encode(batch), job)
         jobs.append(time.perf_counter() - start)
         peak = peak or peak_bytes()

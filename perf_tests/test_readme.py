@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from mpnn import cli
-from mpnn.batch import Batch
 from mpnn.config import ModelConfig
-from mpnn.decoding import Constraints, Key, make_job
 from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.errors import InputError
+from mpnn.flat import Flat
 from mpnn.optimizations import ENGINES, load_engine, reference
 from mpnn.regression import claims, workloads
 from mpnn.regression.gate import NOT_RECORDED, Gate
 from mpnn.regression.process import PINNED
 from mpnn.regression.timing import Rule
+from mpnn.sampling import Constraints, Key, make_job
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -54,11 +54,11 @@ def jobs():
     backbones = [made_up_backbone(50), made_up_backbone(31, chains=2, seed=1)]
     backbones[1].mask[7] = False
     backbones[1].coords[7] = 0
-    batch = Batch.from_backbones(backbones)
+    batch = Flat.from_backbones(backbones)
     free, bound = (Constraints.free(backbone.mask) for backbone in backbones)
     bound.designed[10:14] = False
     bound.tie_group[25] = 2
-    return batch, make_job(batch.S.numpy(), [free, bound], [Key(3, n, 0.1) for n in range(2)])
+    return batch, make_job(batch.S, [free, bound], [Key(3, n, 0.1) for n in range(2)])
 
 
 def test_example_draws_the_letters_of_the_reference(engine, monkeypatch):
@@ -71,7 +71,7 @@ def test_example_draws_the_letters_of_the_reference(engine, monkeypatch):
     )
     samples = []
     for name in ("reference", engine):
-        runner = load_engine(name, formula_weights(SMALL))
+        runner = load_engine(formula_weights(SMALL), name)
         samples.append(runner.sample(runner.encode(batch), job))
     assert flips(job, *samples) == []
     assert largest_difference(*samples) <= ROUNDING
@@ -83,7 +83,7 @@ def test_example_draws_the_letters_of_the_reference(engine, monkeypatch):
 def test_an_engine_that_is_not_there_is_named(name):
     """A name that leads to no engine is an error of the user's, and is told."""
     with pytest.raises(InputError, match=re.escape(name)):
-        load_engine(name, formula_weights(SMALL))
+        load_engine(formula_weights(SMALL), name)
 
 
 def test_example_row_is_judged(engine, monkeypatch):

@@ -15,15 +15,15 @@ from matplotlib.text import Text
 
 from mpnn import weights
 from mpnn.config import ARCHITECTURES, ModelConfig, SSMConfig
-from mpnn.decoding import Samples
 from mpnn.errors import InputError
-from mpnn.networks import engine_for
+from mpnn.optimizations import load_engine
 from mpnn.regression import baselines, charts, report
 from mpnn.regression.claims import BY_ID, CLAIMS, Compare, not_measured_here, not_measured_on
 from mpnn.regression.hardware import Hardware
 from mpnn.regression.roofline import network_work
 from mpnn.regression.table import session_table
 from mpnn.regression.workloads import WORKLOADS, about, recovery
+from mpnn.sampling import Samples
 from mpnn.variants import Variant, find_variant
 from mpnn.weights import formula_weights, save_checkpoint
 
@@ -41,7 +41,7 @@ TRAINED = {
     "reference_recovery_low": 43.0, "reference_recovery_high": 46.0,
 }  # fmt: skip
 HOW = "4 samples at T=0.1"
-UNIFORM = [Samples(np.zeros((1, 1, 5), np.int64), np.full((1, 1, 5, 21), -np.log(21)))]
+UNIFORM = [Samples(np.zeros((1, 5), np.int64), np.full((1, 5, 21), -np.log(21)))]
 
 
 def card(mean):
@@ -115,7 +115,7 @@ def test_claims_refer_to_what_exists(claim):
     for name in (claim.subject, claim.reference):
         variant = find_variant(name)
         tiny = SSMConfig(1, 8, 2, 2, 4) if isinstance(variant.config, SSMConfig) else TINY
-        assert engine_for(formula_weights(tiny), variant.engine)
+        assert load_engine(formula_weights(tiny), variant.engine)
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.id)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpnn.batch import Batch
 from mpnn.config import ARCHITECTURES
-from mpnn.decoding import Constraints, Key, make_job
+from mpnn.flat import Flat
 from mpnn.optimizations import load_engine
 from mpnn.optimizations.exact import blocks
 from mpnn.regression import scaling
 from mpnn.regression.products import ProductsAlone, exact_products, multiply_adds, parts
+from mpnn.sampling import Constraints, Key, make_job
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -35,10 +35,10 @@ def test_the_bound_is_what_the_engine_multiplies(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # the counter sees one thread
     monkeypatch.setattr(blocks, "fuses", lambda: False)  # and does not know oneDNN's products
     samples, backbone = 3, made_up_backbone(80)
-    engine = load_engine("exact", formula_weights(BASELINE))
-    batch = Batch.from_backbones([backbone])
+    engine = load_engine(formula_weights(BASELINE), "exact")
+    batch = Flat.from_backbones([backbone])
     keys = [Key(0, n, 0.1) for n in range(samples)]
-    job = make_job(batch.S.numpy(), [Constraints.free(backbone.mask)], keys)
+    job = make_job(batch.S, [Constraints.free(backbone.mask)], keys)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place})
     run = engine.workers.run
     engine.workers.run = lambda work: run(lambda: counted(counter, work))
@@ -50,9 +50,9 @@ def test_the_bound_is_what_the_engine_multiplies(monkeypatch):
 def test_the_parts_of_a_job_are_shares_of_its_time(monkeypatch):
     """Shares of all kinds of operations add up to one, products are seen, results are the same."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    engine, backbone = load_engine("exact", formula_weights(BASELINE)), made_up_backbone(80)
-    batch = Batch.from_backbones([backbone])
-    job = make_job(batch.S.numpy(), [Constraints.free(backbone.mask)], [Key(0, 0, 0.1)])
+    engine, backbone = load_engine(formula_weights(BASELINE), "exact"), made_up_backbone(80)
+    batch = Flat.from_backbones([backbone])
+    job = make_job(batch.S, [Constraints.free(backbone.mask)], [Key(0, 0, 0.1)])
     letters = []
     found = parts(
         lambda: letters.append(engine.sample(engine.encode(batch), job).S), engine.workers

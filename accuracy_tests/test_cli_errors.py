@@ -197,6 +197,20 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_reader_that_closes_the_pipe(here: Path, made: str) -> None:
+    """A command such as head may stop reading: the run ends without a traceback."""
+    command = [sys.executable, "-m", "mpnn", "design", "dimer.pdb", "--weights", made, "--out", "-"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert errors == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -263,14 +263,14 @@ def test_score_round_trip(here: Path) -> None:
     ]
 
 
-def test_records_of_one_name_are_told_apart(here: Path) -> None:
+def test_records_of_one_name_are_numbered(here: Path) -> None:
     """Designs of two seeds have the same headers; their scores are numbered."""
     assert run("design", "dimer.pdb", "--seed", "1,2").exit_code == 0
     assert run("score", "dimer.pdb", "--fasta", "seqs/dimer.fa").exit_code == 0
     rows = csv.DictReader((here / "scores" / "dimer.csv").read_text().splitlines())
-    native, drawn = "dimer", "T=0.1, sample=1"
+    native, sampled = "dimer", "T=0.1, sample=1"
     found = list(dict.fromkeys(row["record"] for row in rows))
-    assert found == [native, drawn, f"{native} #2", f"{drawn} #2"]
+    assert found == [native, sampled, f"{native} #2", f"{sampled} #2"]
 
 
 @pytest.mark.parametrize("mode", ["conditional", "unconditional"])
@@ -341,7 +341,7 @@ def test_help_and_inputs_import_little(code: str, banned: str) -> None:
 
 @pytest.mark.parametrize("command", [[], ["design"], ["score"], ["weights"], ["weights", "fetch"]])
 def test_help(command: list[str]) -> None:
-    """Every command has help that ends well and names its options."""
+    """Every command prints its help with exit code 0."""
     shown = run(*command, "--help")
     assert shown.exit_code == 0
     assert shown.stdout.startswith("usage: mpnn")

@@ -104,7 +104,7 @@ def test_a_name_too_long_is_one_failure(here: Path) -> None:
 
 
 def test_a_broken_link_in_a_folder_is_one_failure(here: Path) -> None:
-    """A link of a folder that leads nowhere is reported, not passed over."""
+    """A dangling link in a folder is reported as one failure."""
     (here / "in").mkdir()
     write_pdb(here / "in" / "good.pdb", DIMER)
     (here / "in" / "link.pdb").symlink_to("nowhere.pdb")
@@ -124,14 +124,14 @@ def test_an_empty_name_is_refused(here: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_numbers_are_checked_before_weights_are_looked_for() -> None:
-    """A number out of range is told once, at once."""
+    """A number out of range is reported once, before any other work."""
     result = run("design", "dimer.pdb", "b.pdb", "--batch-size", 0, "--weights", "none")
     assert result.exit_code == 2
     assert result.stderr == "error: batch_size is 0; it must be a whole number, at least 1\n"
 
 
 def test_an_engine_that_cannot_be_imported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an engine's module fails to import is told in a sentence."""
+    """A failed import in an engine's module is reported in one line."""
     (here / "my_engine.py").write_text("from os import nothing\n")
     monkeypatch.syspath_prepend(here)
     result = run("design", "dimer.pdb", "--engine", "my_engine:Engine")
@@ -195,6 +195,20 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
     assert done.returncode == 2
     assert "standard output cannot be written (No space left on device)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_closes_the_pipe(here: Path, made: str) -> None:
+    """A command such as head may stop reading: the run ends without a traceback."""
+    command = [sys.executable, "-m", "mpnn", "design", "dimer.pdb", "--weights", made, "--out", "-"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert errors == ""
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,14 @@ def test_profile_does_not_depend_on_the_batch(model: Model, dimer: Backbone) -> 
     assert {a for d in together for a in d.sequence[8:]} & set("WKF")
 
 
+def test_engines_agree_on_a_profile(model: Model, dimer: Backbone) -> None:
+    """The profile is in the noise, so the reference samples the same sequences."""
+    rules = {"pssm": {"A": pssm(), "B": pssm()}, "pssm_multi": 0.5, "pssm_threshold": 0.0}
+    designs = model.design(dimer, 6, 0.5, tied="A1-3,B1-3", **rules)
+    reference = made_model("reference").design(dimer, 6, 0.5, tied="A1-3,B1-3", **rules)
+    assert [d.sequence for d in designs] == [d.sequence for d in reference]
+
+
 def test_scores_leave_the_profile_out(model: Model, dimer: Backbone) -> None:
     """The score of a design is the network's, as without a profile."""
     (design,) = model.design(dimer, 1, 1.0, redesigned="A3", pssm={"A": pssm()}, pssm_multi=1)

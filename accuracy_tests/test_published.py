@@ -242,7 +242,7 @@ def test_labels_after_a_chain_was_split(tmp_path: Path) -> None:
 
 
 def test_no_labels_is_a_note(tmp_path: Path) -> None:
-    """Asking for labels where there are none is said, not passed over."""
+    """A file without labels gets a note that says so."""
     path = write_pdb(tmp_path / "x.pdb", DIMER)
     assert fixed_labels(path, DIMER) == ([], ["residues fixed by REMARK labels (0): none"])
 

@@ -117,7 +117,7 @@ def test_residues_of_ligandmpnn(tmp_path: Path, name: str) -> None:
 def test_rules_by_residue_of_ligandmpnn(
     tmp_path: Path, name: str, rules: dict[str, object]
 ) -> None:
-    """--bias_AA_per_residue and --omit_AA_per_residue, and their _multi forms, are told apart."""
+    """Files of --bias_AA_per_residue and --omit_AA_per_residue are read, _multi or not."""
     assert option_of(tmp_path, name, rules) == Rules(**{name: rules})
     assert option_of(tmp_path, name, {"./in/5TTA.pdb": rules, "x": {}}) == Rules(**{name: rules})
 

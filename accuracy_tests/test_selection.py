@@ -17,7 +17,7 @@ from mpnn.synthetic import made_up_backbone
 
 
 def numbered(*chains: tuple[str, str]) -> Backbone:
-    """A made-up backbone with chains of these names and residues, such as ("A", "51 52 52A")."""
+    """A synthetic backbone with chains of these names and residues, such as ("A", "51 52 52A")."""
     residues = [text.split() for _, text in chains]
     parts = [part for chain in residues for part in chain]
     codes = [part[-1] if part[-1].isalpha() else "" for part in parts]

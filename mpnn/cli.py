@@ -15,6 +15,7 @@ from mpnn.options import (
     FAILED,
     INTERRUPTED,
     RULES_OF_SCORES,
+    SOME_FAILED,
     DesignOptions,
     ScoreOptions,
     add_options,
@@ -55,6 +56,9 @@ def run(arguments: Sequence[str]) -> int:
     except InputError as error:
         print_error(str(error))
         return FAILED
+    except BrokenPipeError:  # a reader such as head has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit fails, too
+        return SOME_FAILED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

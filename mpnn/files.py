@@ -1,4 +1,4 @@
-"""Input files besides structures, which structures a run has, and the console."""
+"""The structures of a run, JSON and FASTA input, and the console."""
 
 from __future__ import annotations
 

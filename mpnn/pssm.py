@@ -59,7 +59,8 @@ class Profile:
 def profile_of(target: Target, limits: Constraints, rules: Rules) -> Profile | None:
     """Returns the profile for a design, or None where the rules have no PSSM.
 
-    Residues of a tied group share the mean of their profiles.
+    Residues of a tied group share the mean of their profiles, where the published script takes that
+    of the last one.
 
     Raises:
         InputError: the PSSM does not fit the structure, its rows are no probabilities, or all of
@@ -143,7 +144,7 @@ def _array(values: object, name: str, shape: tuple[int, ...], where: str) -> Flo
         raise InputError(f"{where}: its PSSM has no {name}; give {', '.join(SHAPES)}")
     try:
         array = np.asarray(values[name], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.empty(0)
     if array.shape != shape or not np.isfinite(array).all():
         raise InputError(

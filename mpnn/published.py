@@ -11,6 +11,8 @@ gaps included.
     bias_by_res       {"5TTA": {"A": [[0.0, …], …]}}                  [L, 21]
     pssm              {"5TTA": {"A": {"pssm_coef": […], "pssm_bias": […], "pssm_log_odds": […]}}}
     bias_AA           {"A": -0.01, "G": 0.02}                         for every structure
+
+Biases of tied residues are averaged, where the published script takes those of the last one.
 """
 
 from __future__ import annotations

@@ -215,8 +215,8 @@ class TestReading:
     @pytest.mark.parametrize(
         ("occupancies", "kept"), [((0.4, 0.6), 1), ((0.6, 0.4), 0), ((0.5, 0.5), 0)]
     )
-    def test_conformer_of_highest_occupancy(self, read, occupancies, kept):
-        """All atoms come from the conformer of highest occupancy, the first where they tie."""
+    def test_conformation_of_highest_occupancy(self, read, occupancies, kept):
+        """All atoms come from the conformation of highest occupancy, the first where they tie."""
         conformers = [
             residue(1, alt=alt, occupancy=occupancy, shift=shift)
             for alt, occupancy, shift in zip("AB", occupancies, (1, 2), strict=True)
@@ -229,8 +229,8 @@ class TestReading:
         for text in (by_conformer, by_atom):
             np.testing.assert_array_equal(read(text).coords, expected.coords)
 
-    def test_partial_conformer_keeps_common_atoms(self, read):
-        """A conformer that moves only some atoms is completed by the atoms that all share."""
+    def test_partial_conformation_keeps_common_atoms(self, read):
+        """A conformation that moves only some atoms is completed by the atoms that all share."""
         common = residue(1, atoms=("N", "O"))
         moved = [
             residue(1, atoms=("CA", "C"), alt=alt, occupancy=occupancy, shift=shift)
@@ -240,8 +240,8 @@ class TestReading:
         np.testing.assert_array_equal(coords[[0, 3]], read(residue(1)).coords[0, [0, 3]])
         np.testing.assert_array_equal(coords[1:3], read(residue(1, shift=0.2)).coords[0, 1:3])
 
-    def test_complete_conformer_comes_before_occupancy(self, read):
-        """A conformer without all four atoms gives way to a complete one of lower occupancy."""
+    def test_complete_conformation_comes_before_occupancy(self, read):
+        """A conformation without all four atoms gives way to a complete one of lower occupancy."""
         text = residue(1, alt="A", occupancy=0.7, atoms=("N", "CA"))
         text += residue(1, alt="B", occupancy=0.3)
         assert read(text).mask.all()

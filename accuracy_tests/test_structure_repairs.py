@@ -113,6 +113,14 @@ class TestResidueNames:
         assert backbone.sequence == LETTERS[:9] + letter + LETTERS[10:]
         assert backbone.notes[0].endswith(f"(1): A10 {name} as {letter}")
 
+    @pytest.mark.parametrize("number", [1, 30, 60])
+    def test_a_backbone_under_a_name_of_no_amino_acid(self, number):
+        """ATOM records with a backbone are a residue, X, although the name is water's."""
+        lines = [*lines_of(*range(1, number)), *with_columns(lines_of(number), 18, "HOH")]
+        backbone = read([*lines, *LINES[4 * number :]])
+        assert backbone.sequence == LETTERS[: number - 1] + "X" + LETTERS[number:]
+        assert backbone.notes == (f"unknown residues read as X (1): A{number} HOH",)
+
     def test_no_name_of_a_force_field_is_another_component(self):
         """The table maps to standard amino acids, and shadows no name that gemmi tabulates."""
         assert {one_letter(name) for name in PARENTS.values()} == set("ACDEFGHIKLMNPQRSTVWY")

@@ -20,7 +20,7 @@ import gemmi
 
 from mpnn.backbone import ATOMS
 from mpnn.errors import InputError
-from mpnn.residues import PARENTS, tabulated
+from mpnn.residues import tabulated
 
 OVERLAP = 2.0
 """Å between CA atoms below which two residues of one number are conformations of one residue; CA
@@ -116,8 +116,10 @@ def _amino_acids(chain: gemmi.Chain) -> list[tuple[gemmi.Residue, bool]]:
 
 def _is_amino_acid(residue: gemmi.Residue) -> bool:
     info = tabulated(residue.name)
-    if info.found() or residue.name in PARENTS:
-        return info.is_amino_acid()
+    if info.is_amino_acid():
+        return True
+    if info.found() and (residue.het_flag != "A" or info.is_nucleic_acid()):
+        return False
     return {"N", "CA", "C"} <= {atom.name for atom in residue}
 
 

@@ -45,8 +45,9 @@ def tabulated(name: str) -> gemmi.ResidueInfo:
 @functools.lru_cache(maxsize=4096)
 def one_letter(name: str) -> str:
     """The letter of the residue's standard parent; X where there is none."""
-    letter = tabulated(name).one_letter_code.upper()
-    return letter if letter in ALPHABET else "X"
+    info = tabulated(name)
+    letter = info.one_letter_code.upper()
+    return letter if info.is_amino_acid() and letter in ALPHABET else "X"
 
 
 def is_standard(name: str) -> bool:

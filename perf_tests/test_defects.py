@@ -58,7 +58,7 @@ def swapped_order():
 
 def residue_index_off_by_one():
     def shift(task):
-        task.batch.residue_idx[:, 20:] += 1
+        task.flat.residue_idx[20:] += 1
         return task
 
     return outputs(change_task=shift)

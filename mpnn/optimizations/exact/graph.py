@@ -79,16 +79,10 @@ class FlatGraph:
         slots: int = 0,
         for_each: ForEach = one_by_one,
     ) -> FlatGraph:
-        """Finds the k nearest neighbors, unless neighbors are given.
+        """Finds the k nearest neighbors, unless neighbors are given; coordinates are in `dtype`.
 
-        Args:
-            flat: the structures.
-            k: neighbors wanted.
-            device: where the graph goes.
-            dtype: of coordinates and distances.
-            mask_dtype: of masks; `dtype` if None.
-            slots: least number of neighbor slots, K; those beyond the neighbors are padding.
-            for_each: runs the tiles of the search.
+        Masks are in `mask_dtype` (`dtype` if None). There are at least `slots` neighbor slots, and
+        those beyond the neighbors are padding. `for_each` runs the tiles of the search.
         """
         found = min(k, max(flat.lengths)) if flat.E_idx is None else flat.E_idx.shape[1]
         K = max(found, slots)
@@ -96,15 +90,7 @@ class FlatGraph:
         mask = on_device(flat.mask, device).to(mask_dtype or dtype)
         E_idx = torch.arange(flat.size, device=device)[:, None].repeat(1, K)
         D = X.new_zeros(flat.size, K)
-        for rows, length in zip(flat.slices, flat.lengths, strict=True):
-            count = min(found, length)
-            ca, here = X[rows, graph.CA], (E_idx[rows, :count], D[rows, :count])
-            if flat.E_idx is None:
-                _search(ca, mask[rows], here, for_each)
-            else:
-                given = on_device(flat.E_idx[rows, :count] - rows.start, device)
-                _measure(ca, mask[rows], given, here, for_each)
-            here[0].add_(rows.start)
+        _find(flat, X, mask, (E_idx[:, :found], D[:, :found]), for_each)
         neighbor_mask = edge_mask = None
         if min(flat.lengths) < K or found < K:
             counts = np.repeat(np.minimum(found, flat.lengths), flat.lengths)
@@ -113,12 +99,16 @@ class FlatGraph:
         if neighbor_mask is not None or not flat.mask.all():
             edge_mask = mask[:, None] * mask[E_idx]
             edge_mask = edge_mask if neighbor_mask is None else edge_mask * neighbor_mask
-        residue_idx, chain_encoding = (
-            on_device(flat.residue_idx, device),
-            on_device(flat.chain_encoding, device),
-        )
         return cls(
-            flat.lengths, X, mask, residue_idx, chain_encoding, E_idx, D, neighbor_mask, edge_mask
+            lengths=flat.lengths,
+            X=X,
+            mask=mask,
+            residue_idx=on_device(flat.residue_idx, device),
+            chain_encoding=on_device(flat.chain_encoding, device),
+            E_idx=E_idx,
+            D=D,
+            neighbor_mask=neighbor_mask,
+            edge_mask=edge_mask,
         )
 
     def of_structure(self, b: int) -> Graph:
@@ -133,6 +123,22 @@ class FlatGraph:
     def all_structures(self) -> list[Graph]:
         """`of_structure` of every structure."""
         return [self.of_structure(b) for b in range(len(self.lengths))]
+
+
+def _find(
+    flat: Flat, X: Tensor, mask: Tensor, found: tuple[Tensor, Tensor], for_each: ForEach
+) -> None:
+    """Fills E_idx and D [R, K] structure by structure, from those given or by a search."""
+    E_idx, D = found
+    for rows, length in zip(flat.slices, flat.lengths, strict=True):
+        ca, count = X[rows, graph.CA], min(E_idx.shape[1], length)
+        here = E_idx[rows, :count], D[rows, :count]
+        if flat.E_idx is None:
+            _search(ca, mask[rows], here, for_each)
+        else:
+            given = on_device(flat.E_idx[rows, :count] - rows.start, ca.device)
+            _measure(ca, mask[rows], given, here, for_each)
+        here[0].add_(rows.start)
 
 
 def _search(ca: Tensor, mask: Tensor, found: tuple[Tensor, Tensor], for_each: ForEach) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import safetensors
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from mpnn.model import ProteinMPNN
     from mpnn.ssm import SSM
 
-    Network = ProteinMPNN | SSM
-    """A network of any kind; its `config` says which."""
+Network: TypeAlias = "ProteinMPNN | SSM"
+"""A torch network of any kind; its `config` says which."""
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Folder of the checkpoints that come with the package."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 
 from mpnn.errors import InputError
 from mpnn.residues import PARENTS, tabulated
@@ -34,7 +35,7 @@ class _Model:
     """Records of one model; `number` is None where no MODEL record stands before them."""
 
     number: int | None
-    records: list[str] = field(default_factory=list)
+    records: list[str]
 
 
 def clean_pdb(text: str, where: str) -> tuple[str, list[str]]:
@@ -57,8 +58,8 @@ def clean_pdb(text: str, where: str) -> tuple[str, list[str]]:
 
 
 def _check_lengths(records: Sequence[str], text: str, where: str) -> None:
-    for record in records:
-        if len(record) < COORDINATES_END and record.startswith(("ATOM", "HETATM")):
+    for record in [record for record in records if len(record) < COORDINATES_END]:
+        if record.startswith(("ATOM", "HETATM")):
             line = text.split("\n").index(record) + 1
             raise InputError(
                 f"{where}: line {line} ends before the atom's coordinates do: {record.strip()!r}; "
@@ -75,7 +76,7 @@ def _with_nan(line: re.Match[str]) -> str:
 
 def _with_three_letter_names(records: list[str]) -> tuple[list[str], list[str]]:
     """Records with the parents' names where four-letter ones run into the chain's columns."""
-    if not any(record[20:21].strip() for record in records):
+    if {record[20:21] for record in records} <= {"", " "}:
         return records, []
     columns = _four_letter_columns(records)
     seen: dict[str, str] = {}
@@ -141,15 +142,12 @@ def _with_numbered_models(
 
 def _models(records: Sequence[str]) -> list[_Model]:
     """The models of a file; without MODEL records ENDMDL or END parts them."""
-    models = [_Model(None)]
-    for record in records:
-        if record.startswith("MODEL"):
-            number = _MODEL_NUMBER.match(record)
-            models.append(_Model(int(number[1]) if number else None))
-        elif record.startswith("END"):
-            models.append(_Model(None))
-        else:
-            models[-1].records.append(record)
+    edges = [i for i, record in enumerate(records) if record[0] in "ME"]
+    models = [_Model(None, list(records[: edges[0] if edges else len(records)]))]
+    for start, stop in pairwise([*edges, len(records)]):
+        number = _MODEL_NUMBER.match(records[start])
+        part = list(records[start + 1 : stop])
+        models.append(_Model(int(number[1]) if number else None, part))
     return [m for m in models if m.number is not None or _atoms(m)] or models[:1]
 
 

@@ -86,14 +86,21 @@ def read_structure(
     if split_breaks:
         polymers = split_at_breaks(polymers, [chain.name for chain in picked], tree.where)
     if chains is not None:
-        asked = chains.split(",") if isinstance(chains, str) else chains
-        order = [chain.strip() for chain in asked]
-        check_chain_names(tree.where, order, list(polymers))
-        polymers = {chain: polymers[chain] for chain in order}
+        polymers = _selected(polymers, chains, tree.where)
     whole = [with_insertion_codes(polymer, tree.where) for polymer in polymers.values()]
     _check_atoms(whole, tree.where)
     notes += [*_residue_notes(whole), *_break_notes(whole), *_end_to_end_notes(whole)]
     return assemble(name or tree.name, [_as_chain(polymer) for polymer in whole], notes)
+
+
+def _selected(
+    polymers: dict[str, Polymer], chains: Sequence[str], where: str
+) -> dict[str, Polymer]:
+    """The chains of some names, in their order."""
+    asked = chains.split(",") if isinstance(chains, str) else chains
+    order = [chain.strip() for chain in asked]
+    check_chain_names(where, order, list(polymers))
+    return {chain: polymers[chain] for chain in order}
 
 
 def _pick_model(tree: Tree, number: int | None) -> gemmi.Model:

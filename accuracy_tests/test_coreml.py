@@ -104,7 +104,7 @@ class Dirty(TorchPredictor):
         filled = {name: x.copy() for name, x in inputs.items()}
         inside = inputs["mask"][0, 0] > 0  # [1, L]
         slot = inside & (inputs["slot_weight"][:, 0, 0] > 0)  # [K, L]
-        for name in {"E", "h_E", "see", "letters"} & inputs.keys():
+        for name in {"E", "h_E", "see", "types"} & inputs.keys():
             at_edges = filled[name].transpose(0, 3, 1, 2)
             at_edges[~slot] = rng.normal(size=at_edges[~slot].shape)
         if "h_V" in inputs:

@@ -1,7 +1,7 @@
 """The reference ProteinMPNN: one readable network, no options, equal to the published one.
 
 Parameter names are those of the published checkpoints, so their files load as they are.
-Shapes: B structures, L residues, K neighbors, C hidden, V = 21 letters.
+Shapes: B structures, L residues, K neighbors, C hidden, V = 21 residue types.
 Source: Dauparas et al., Science 378:49–56 (2022), code at github.com/dauparas/ProteinMPNN 8907e66.
 """
 
@@ -214,11 +214,11 @@ class ProteinMPNN(nn.Module):
         rank: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """Log-probabilities of every letter given the letters decoded before it.
+        """Log-probabilities of every residue type given the residues decoded before.
 
         Args:
             encoded: what `encode` returned.
-            S: [B, L] int64 letters.
+            S: [B, L] int64 residue types.
             rank: [B, L]; j is visible to i where rank_j < rank_i.
             mask: [B, L].
 

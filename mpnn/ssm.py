@@ -1,12 +1,13 @@
 """A network without messages: selective state-space layers along the chain, in both directions.
 
 Geometry enters once: the edge vectors of ProteinMPNN, pooled over each residue's K neighbors.
-From then on residues hear of one another along their chain alone, through a state that decays by a
-factor that depends on the residue, so that a layer costs the same however many neighbors there
-are. Letters never enter: every residue's distribution is p(s_i | X), and one pass serves all draws.
+From then on information travels along the chain alone, in a state that decays by a factor that
+depends on the residue, so that a layer costs the same for any number of neighbors. No residue type
+enters: every residue's distribution is p(s_i | X), and one pass serves all samples.
 
 Residues of all structures lie end to end without padding, incomplete ones left out, as in training.
-Shapes: R residues, K neighbors, C hidden, D = 2·C inner in H heads of P, n state, V = 21 letters.
+Shapes: R residues, K neighbors, C hidden, D = 2·C inner in H heads of P, n state, V = 21
+residue types.
 Source: Gu and Dao, arXiv:2312.00752 (selection, gate); Dao and Gu, arXiv:2405.21060 (one decay for
 each head, chunks as matmuls).
 """
@@ -30,7 +31,7 @@ LONGEST_MEMORY = 100.0  # residues; heads begin with memories of 1 to so many, e
 def scan(x: Tensor, log_a: Tensor, B: Tensor, C: Tensor, segment: Tensor) -> Tensor:
     """y_t = C_t·h_t of the recurrence h_t = a_t·h_{t−1} + B_t·x_tᵀ, without a step per residue.
 
-    What residue s is to residue t is C_t·B_s·Π a over s < r ≤ t. Within a chunk of T residues that
+    The weight of residue s in y_t is C_t·B_s·Π a over s < r ≤ t. Within a chunk of T residues that
     is a T × T matrix; a chunk leaves one state to later ones, which are G × G for G chunks.
 
     Args:
@@ -50,8 +51,8 @@ def scan(x: Tensor, log_a: Tensor, B: Tensor, C: Tensor, segment: Tensor) -> Ten
     segment = _chunks(segment, fill=-1)  # [G, T]
 
     # Within a chunk.
-    hears = (segment[:, :, None] == segment[:, None]).tril()  # [G, T, T]
-    decay = _exp(total[..., :, None] - total[..., None, :], hears[:, None])  # [G, H, T, T]
+    same = (segment[:, :, None] == segment[:, None]).tril()  # [G, T, T]
+    decay = _exp(total[..., :, None] - total[..., None, :], same[:, None])  # [G, H, T, T]
     y = (decay * (C @ B.mT)) @ x
 
     # From earlier chunks: what each leaves, carried to the start of each later one.

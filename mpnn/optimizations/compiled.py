@@ -13,7 +13,7 @@ process with the same torch then only traces, which is several times sooner done
 
 Of the whole network torch.compile would take `topk` too, but K = min(k, L) would give every short
 protein a program of its own; `staged` keeps it outside. Programs for the CPU need a C++ compiler.
-Device "mps" has torch write Metal instead; how fast that is, only a Mac can show.
+Device "mps" has torch write Metal instead; its speed can be measured on a Mac alone.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class _TreeEngine(ReferenceEngine):
     def neighbors(self, encoding: PaddedStructures, b: int) -> Graph:
         """E_idx [L, K] of structure b, and where its slots are real: read off."""
         alone = encoding.flat.alone(b)
-        assert alone.E_idx is not None  # `encode` has seen to it
+        assert alone.E_idx is not None  # `encode` found them
         return alone.E_idx, np.ones_like(alone.E_idx, bool)
 
 

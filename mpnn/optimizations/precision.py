@@ -10,7 +10,7 @@ remedy: the edge embedding rounds its input, and the output layer widens its res
 
 float16 matmuls are slow where the processor has none (x86 before avx512_fp16); bfloat16 ones are
 fast from avx512_bf16 on. int8 matmuls go through `torch._int_mm`, which has no MPS kernel, and on
-CUDA none for the 21 letters.
+CUDA none for 21 columns.
 """
 
 from __future__ import annotations

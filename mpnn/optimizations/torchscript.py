@@ -5,7 +5,7 @@ for Batch.__init__"), the loop over decoder layers ("list cannot be used as a va
 passed on by a star. `torch.jit.trace` takes the programs as they are.
 
 **Lengths are dynamic.** A trace would freeze any size that passes through a Python number; in these
-programs none does, so one trace of two made-up samples of five residues serves all sizes.
+programs none does, so one trace of two example samples of five residues serves all sizes.
 
 **Cache.** One trace of each program for each engine, in memory and with the weights in it; nothing
 is kept on disk. TorchScript looks at types in the first run and optimizes in the second, so both

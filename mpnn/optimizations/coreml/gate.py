@@ -26,8 +26,9 @@ BANDS: dict[Weights, float] = {
 """Largest |Δ log p| in nats that a package may be from the reference.
 
 Executed with every result rounded to its stored type, the packages of v_48_020 are off by 1e-4,
-0.017, 0.32, 0.69 and 2.8 at most; the native letters of 5L33 score 0, 0, 0.0015, 0.0009 and 0.094
-nats a residue worse, and another letter is the likeliest at 0, 0, 1, 6 and 39 % of its residues.
+0.017, 0.32, 0.69 and 2.8 at most; the native sequence of 5L33 scores 0, 0, 0.0015, 0.0009 and 0.094
+nats a residue worse, and another residue type is the likeliest at 0, 0, 1, 6 and 39 % of its
+residues.
 """
 
 PATIENCE = 1800.0  # seconds for compiling and running all functions on one unit

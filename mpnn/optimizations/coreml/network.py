@@ -5,10 +5,10 @@ Shapes: L residues of the bucket, K neighbors, C hidden; edges are [K, C, 1, L] 
 (Apple, "Deploying Transformers on the Apple Neural Engine", 2022).
 
 **Padding changes nothing.** A padded slot of a residue weighs nothing in its sum. A padded residue
-is nobody's neighbor; its own slots all weigh something, so that no LayerNorm there sees zeros,
+is no residue's neighbor; its own slots all weigh something, so that no LayerNorm there sees zeros,
 whose variance a device without subnormal numbers cannot divide by, and its result is set to 0.
 
-**Neighbors by a product.** Compute plans of other networks show gathers with computed indices on
+**Neighbors by a matmul.** Compute plans of other networks show gathers with computed indices on
 the CPU, a trip away from the Neural Engine for each. h · P with P[j, i] = 1 where j is the
 neighbor of i picks the same vectors, without rounding, since one term of each sum is not 0. It
 costs K·L²·C multiply-adds, at L = 2·C as many as the first product of an encoder message; whether
@@ -60,10 +60,10 @@ class BucketNetwork(nn.Module):
         edges = (K, C, 1, bucket)
         graph = {"E_idx": (K, 1, bucket), "slot_weight": slot, "mask": node}
         nodes = {"h_V": (1, C, 1, bucket), "h_E": edges}
-        letters = {"see": slot, "letters": (K, NUM_LETTERS, 1, bucket)}
+        types = {"see": slot, "types": (K, NUM_LETTERS, 1, bucket)}
         return {
             f"encode_{bucket}": Function(self.encoder, {"E": edges, **graph}, ("h_V", "h_E")),
-            f"decode_{bucket}": Function(self.decoder, nodes | graph | letters, ("logits",)),
+            f"decode_{bucket}": Function(self.decoder, nodes | graph | types, ("logits",)),
         }
 
 
@@ -110,7 +110,7 @@ class BucketEncoder(nn.Module):
 
 
 class BucketDecoder(nn.Module):
-    """Logits of every residue given the letters that it sees."""
+    """Logits of every residue given the residue types visible to it."""
 
     def __init__(self, model: ProteinMPNN) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class BucketDecoder(nn.Module):
         slot_weight: Tensor,
         mask: Tensor,
         see: Tensor,
-        letters: Tensor,
+        types: Tensor,
     ) -> Tensor:
         """Logits [1, 21, 1, L].
 
@@ -139,14 +139,14 @@ class BucketDecoder(nn.Module):
             slot_weight: [K, 1, 1, L] `SLOT_WEIGHT` where the neighbor is no padding.
             mask: [1, 1, 1, L], 1 where all atoms are present.
             see: [K, 1, 1, L], 1 where the neighbor is decoded before the residue.
-            letters: [K, 21, 1, L], 1 at the neighbor's letter where it is seen.
+            types: [K, 21, 1, L], 1 at the neighbor's residue type where it is visible.
         """
         P = selection(E_idx)
         h_j = encoder_state = neighbors_of(h_V, P)
         for n, layer in enumerate(cast(list[_BucketDecoderLayer], list(self.layers))):
             if n > 0:
                 h_j = see * neighbors_of(h_V, P) + (1 - see) * encoder_state
-            h_V = layer.update(h_V, torch.cat([h_E, h_j, letters], 1), slot_weight, mask)
+            h_V = layer.update(h_V, torch.cat([h_E, h_j, types], 1), slot_weight, mask)
         logits: Tensor = self.W_out(h_V)
         return logits
 
@@ -259,7 +259,7 @@ class _BucketEncoderLayer(_BucketNodeUpdate):
 
 
 class _BucketDecoderLayer(_BucketNodeUpdate):
-    """Messages from [h_i | h_E | h_j | letter]: W1's letter part is a table of 21 columns."""
+    """Messages from [h_i | h_E | h_j | type]: W1's type part is a table of 21 columns."""
 
     def __init__(self, layer: DecoderLayer, W_s: Tensor) -> None:
         A, E, S, V = layer.W1.weight.chunk(4, 1)

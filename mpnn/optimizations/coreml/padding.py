@@ -50,10 +50,10 @@ class Padded:
     def decoder_types(self, S: IntArray, rank: IntArray) -> dict[str, Array]:
         """The decoder's other inputs: residue types S [L] visible under `rank` [L]."""
         see = rank[self.E_idx] < rank[:, None]  # [L, K]
-        letters = np.zeros((self.slots, NUM_LETTERS, 1, self.bucket), self.dtype)
+        types = np.zeros((self.slots, NUM_LETTERS, 1, self.bucket), self.dtype)
         i, k = np.nonzero(see)
-        letters[k, S[self.E_idx[i, k]], 0, i] = 1
-        return {"see": self.edges(see[..., None]), "letters": letters}
+        types[k, S[self.E_idx[i, k]], 0, i] = 1
+        return {"see": self.edges(see[..., None]), "types": types}
 
     def graph(self, counts: NDArray[np.bool_]) -> dict[str, Array]:
         """Neighbors, weights of the slots that count [L, K], and the mask.

@@ -1,4 +1,4 @@
-"""What every layer uses, on weights laid out once: products, and the two identities of messages."""
+"""What every layer uses, on weights laid out once: matmuls, and the two identities of messages."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class Message:
     """gelu(W2·gelu(W1·[h_i | h_E | s_j | h_j])) with W1 split by blocks.
 
     W1·[h_i | h_E | s_j | h_j] = A·h_i + E·h_E + S·s_j + V·h_j: A and V act on nodes instead of
-    edges, S·s_j is a table of 21 rows, E·h_E is independent of letters. Encoder layers have no S.
-    W1's bias goes with A.
+    edges, S·s_j is a table of 21 rows, E·h_E is independent of residue types. Encoder layers have
+    no S. W1's bias goes with A.
     """
 
     def __init__(self, W1: nn.Linear, W2: nn.Linear) -> None:

@@ -114,7 +114,7 @@ class Workers:
         try:
             share()
         finally:
-            errors = [other.exception() for other in shares]  # waits, at less cost than `wait`
+            errors = [other.exception() for other in shares]  # blocks, at less cost than `wait`
         for error in filter(None, errors):
             raise error
 

@@ -119,7 +119,7 @@ class MLXEngine:
         return np.array(log_softmax(mx.concatenate(logits))).reshape(*S.shape, -1)
 
     def sample(self, encoding: MLXEncoding, job: Job) -> Samples:
-        """Fixed residues in one pass, then wavefronts; the host waits once, at the end."""
+        """Fixed residues in one pass, then wavefronts; the host synchronizes once, at the end."""
         parts = [
             self._sample(encoding, job.part(part)) for part in self._parts(encoding, len(job.rank))
         ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from mpnn.errors import InputError
 from mpnn.optimizations.native import toolchain
 
-ABI = 1
+ABI_VERSION = 1
 """Version of the C interface that the Python side is written for; see `mpnn_abi_version`."""
 
 SWITCH = "MPNN_NATIVE"
@@ -64,9 +64,9 @@ def load() -> Library:
         version = int(handle.mpnn_abi_version())
     except (OSError, AttributeError) as error:
         raise NativeError(f"{path} cannot be loaded ({error}); {_rebuild()}") from error
-    if version != ABI:
+    if version != ABI_VERSION:
         raise NativeError(
-            f"{path} has version {version} of the C interface, and this package uses {ABI}; "
+            f"{path} has version {version} of the C interface, and this package uses {ABI_VERSION}; "
             f"{_rebuild()}"
         )
     return Library(handle, level, path)

@@ -1,0 +1,1 @@
+"""The exact engine compiled: C++ sources, the build, and the engine that loads them."""

@@ -66,8 +66,8 @@ def load() -> Library:
         raise NativeError(f"{path} cannot be loaded ({error}); {_rebuild()}") from error
     if version != ABI_VERSION:
         raise NativeError(
-            f"{path} has version {version} of the C interface, and this package uses {ABI_VERSION}; "
-            f"{_rebuild()}"
+            f"{path} has version {version} of the C interface, and this package uses "
+            f"{ABI_VERSION}; {_rebuild()}"
         )
     return Library(handle, level, path)
 

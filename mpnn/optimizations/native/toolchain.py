@@ -197,7 +197,7 @@ def _compile(levels: list[str], extra: Sequence[str]) -> dict[str, Path]:
 def _link_flags() -> list[str]:
     if platform.system() == "Darwin":
         return ["-shared", *_macos_flags()]
-    return ["-shared", "-pthread", "-s"]
+    return ["-shared", "-pthread", "-s", "-ldl"]  # before glibc 2.34, dlopen is in libdl
 
 
 def _place(built: Path, level: str) -> Path:

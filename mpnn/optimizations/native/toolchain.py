@@ -213,7 +213,13 @@ def _run(command: list[str], folder: str) -> None:
     """
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+            command,
+            cwd=folder,
+            env={"ZIG_GLOBAL_CACHE_DIR": folder, **os.environ},  # zig compiles its C++ library
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error.strerror}") from error

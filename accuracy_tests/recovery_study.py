@@ -19,7 +19,7 @@ import torch
 
 from mpnn.errors import InputError, UnreachableError
 from mpnn.model import ProteinMPNN
-from mpnn.networks import engine_for
+from mpnn.optimizations import load_engine
 from mpnn.output import write_whole
 from mpnn.recovery import compare, measure, summarize
 from mpnn.regression.recovery_table import stored_recovery
@@ -80,8 +80,9 @@ def with_neighbors(model, k):
 def outcomes(row, backbones):
     """Samples and scores of a row on every backbone."""
     model, _ = load_weights(row.weights)
-    engine = engine_for(model if row.k is None else with_neighbors(model, row.k))
-    return measure(engine, backbones, SAMPLES, row.temperature, SEED, row.order)
+    engine = load_engine(model if row.k is None else with_neighbors(model, row.k))
+    order = "graph-coloring" if row.order == "coloured" else "random"  # as rows are stored
+    return measure(engine, backbones, SAMPLES, row.temperature, SEED, order)
 
 
 def chosen_of(rows, only):

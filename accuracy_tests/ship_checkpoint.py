@@ -18,7 +18,7 @@ import torch
 
 from mpnn.datasets import ChainSet, find_data
 from mpnn.errors import InputError
-from mpnn.networks import engine_for
+from mpnn.optimizations import load_engine
 from mpnn.recovery import measure, summarize
 from mpnn.training.data import TrainingChains
 from mpnn.ts50 import ts50
@@ -49,7 +49,7 @@ def thinned(curve):
 
 def figures(path, backbones):
     """Recovery, perplexity and top-1 on a set of chains, in per cent with intervals."""
-    engine = engine_for(load_checkpoint(path)[0])
+    engine = load_engine(load_checkpoint(path)[0])
     found = summarize(measure(engine, backbones, SAMPLES, 0.1, SEED))
 
     def per_cent(estimate):

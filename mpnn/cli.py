@@ -1,4 +1,4 @@
-"""The command line: mpnn design | score | train | distill | weights | report | variants.
+"""The command line: mpnn design | score | train | distill | weights | report | variants | engines.
 
 Heavy imports stand in the commands, so that help comes at once. Typer reads annotations, so those
 of commands are not postponed.
@@ -134,6 +134,16 @@ def variants() -> None:
 
         for name, v in VARIANTS.items():
             typer.echo(f"{name:24}{v.architecture:16}{v.engine:12}batch {v.batch:<4}{v.device}")
+
+
+@app.command()
+def engines() -> None:
+    """List the engines, the networks they run, and whether they can run on this machine."""
+    with _user_errors():
+        from mpnn.optimizations.availability import lines
+
+        for line in lines():
+            typer.echo(line)
 
 
 weights = typer.Typer(help="Find, fetch and check weights.", no_args_is_help=True)

@@ -16,33 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpnn.backbone import Backbone
-from mpnn.batch import Batch
 from mpnn.config import ALPHABET, NUM_LETTERS, NetworkConfig
-from mpnn.decoding import (
+from mpnn.errors import InputError
+from mpnn.flat import Flat
+from mpnn.optimizations import Engine, check_device, load_engine
+from mpnn.results import Design, Designs, Mode, Score, Scores, Target
+from mpnn.rules import Rules, constraints, sources_of_letters
+from mpnn.sampling import (
     Constraints,
-    FloatArray,
-    IntArray,
     Key,
-    Order,
     Samples,
-    decoding_order,
+    check_sampling,
+    check_seeds,
     make_job,
     negative_log_likelihood,
     noise,
-    rank_of,
-    with_coloured_order,
+    with_graph_coloring,
 )
-from mpnn.errors import InputError
-from mpnn.networks import engine_for
-from mpnn.optimizations import Engine, check_device
-from mpnn.results import Design, Designs, Mode, Score, Scores, Target
-from mpnn.rules import Rules, constraints, sources_of_letters
+from mpnn.schedule import FloatArray, IntArray, Order, decoding_order, rank_of
 from mpnn.weights import Card, default_weights, load_weights
 
 NATIVE = 0  # sample number that keys the order for given sequences; designs are numbered from 1
-COLDEST, HOTTEST = 1e-6, 100.0
-"""Temperatures taken. Below, float32 loses the noise; above, omitted letters might be drawn."""
-
 CONDITIONAL_ROWS = 8  # residues whose conditional passes run at once; bounds memory
 
 Progress = Callable[[float], None]
@@ -58,7 +52,7 @@ def load(name: str | Path | None = None, engine: str | None = None, device: str 
 
     Args:
         name: a shipped or published name or the path of a checkpoint; None takes a shipped one.
-        engine: what `mpnn.networks.engine_for` takes; None takes the network's usual one.
+        engine: what `mpnn.optimizations.load_engine` takes; None takes the network's usual one.
         device: cpu, mps or cuda.
 
     Raises:
@@ -67,7 +61,7 @@ def load(name: str | Path | None = None, engine: str | None = None, device: str 
     """
     check_device(device)
     network, card = load_weights(default_weights() if name is None else name)
-    return Model(engine_for(network, engine, device), network.config, card)
+    return Model(load_engine(network, engine, device), network.config, card)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +111,8 @@ class Model:
             seed: one or several.
             batch_size: samples drawn side by side; bounds memory.
             progress: called after each batch with its share of the work; shares add up to 1.
-            order: "random" as published, or "coloured": about half the steps, another distribution
-                over orders (`mpnn.decoding.coloured`), no ties.
+            order: "random" as published, or "graph-coloring": about half the steps, another
+                distribution over orders (`mpnn.schedule.graph_coloring`), no ties.
             rules: fields of `mpnn.Rules`: chains, fixed, tied, omit, bias, …
 
         Raises:
@@ -126,7 +120,7 @@ class Model:
         """
         if order not in get_args(Order):
             raise InputError(f"order {order!r} is unknown; take {', '.join(get_args(Order))}")
-        temperatures, seeds = check_draws(num_seqs, temperature, seed, batch_size)
+        temperatures, seeds = check_sampling(num_seqs, temperature, seed, batch_size)
         asked = Rules(**rules)
         task = self._task(backbone, asked, "design")
         source = sources_of_letters(task.target, asked)
@@ -136,9 +130,9 @@ class Model:
         total = len(seeds) * len(temperatures) * num_seqs
         designs: list[Design] = []
         while some := list(islice(keys, batch_size)):
-            job = make_job(task.S[None], [task.constraints], some)
-            if order == "coloured":
-                job = with_coloured_order(job, [self.engine.neighbors(task.encoding, 0)])
+            job = make_job(task.S, [task.constraints], some)
+            if order == "graph-coloring":
+                job = with_graph_coloring(job, [self.engine.neighbors(task.encoding, 0)])
             designs += _as_designs(task, some, self.engine.sample(task.encoding, job), source)
             progress(len(some) / total)
         return Designs(**vars(task.target), native=native, designs=tuple(designs))
@@ -186,7 +180,7 @@ class Model:
         """
         if mode not in get_args(Mode):
             raise InputError(f"mode {mode!r} is unknown; take {', '.join(get_args(Mode))}")
-        seeds = _seeds(seed)
+        seeds = check_seeds(seed)
         task = self._task(backbone, Rules(**rules), "score")
         as_in_file = backbone.chain_ids
         given = [task.S]
@@ -211,8 +205,8 @@ class Model:
             raise InputError(
                 f"{backbone.name}: nothing to {what}, all residues are fixed or lack atoms"
             )
-        batch = Batch.from_backbones([target.backbone], self.engine.device, self.engine.dtype)
-        return _Task(target, limits, batch.S[0].cpu().numpy(), self.engine.encode(batch))
+        flat = Flat.from_backbones([target.backbone])
+        return _Task(target, limits, flat.S, self.engine.encode(flat))
 
     def _score(
         self, task: _Task, S: IntArray, seed: int, mode: Mode, progress: Progress = _no_progress
@@ -225,7 +219,7 @@ class Model:
             if mode == "ordered":
                 order = decoding_order(task.target.designed, normal)
                 rank = rank_of(order, task.constraints.tie_group)
-            log_probs = self.engine.log_probs(task.encoding, S[None, None], rank[None, None])[0, 0]
+            log_probs = self.engine.log_probs(task.encoding, S[None], rank[None])[0]
             progress(1)
         score = negative_log_likelihood(log_probs, S, task.target.designed)
         everywhere = negative_log_likelihood(log_probs, S, task.target.backbone.mask)
@@ -243,49 +237,18 @@ class Model:
             last = rows[:, None] == np.arange(len(S))  # [N, L]
             rank = np.stack([rank_of(decoding_order(row, normal)) for row in last])
             letters = np.tile(S, (len(rows), 1))
-            log_probs = self.engine.log_probs(task.encoding, letters[None], rank[None])[0]
+            log_probs = self.engine.log_probs(task.encoding, letters, rank)
             result[rows] = log_probs[np.arange(len(rows)), rows]
             progress(len(rows) / len(designed))
         return result
 
 
-def check_draws(
-    num_seqs: int,
-    temperature: float | Sequence[float],
-    seed: int | Sequence[int],
-    batch_size: int,
-) -> tuple[list[float], list[int]]:
-    """The temperatures and the seeds that are asked for.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-    for name, count in (("num_seqs", num_seqs), ("batch_size", batch_size)):
-        if not isinstance(count, (int, np.integer)) or count < 1:
-            raise InputError(f"{name} is {count!r}; it must be a whole number, at least 1")
-    temperatures = np.atleast_1d(temperature).tolist()
-    if not temperatures:
-        raise InputError("no temperature is given; 0.1 is usual")
-    for t in temperatures:
-        if not COLDEST <= t <= HOTTEST:  # NaN is outside too
-            raise InputError(f"temperature {t}: it must lie between {COLDEST} and {HOTTEST:g}")
-    return temperatures, _seeds(seed)
-
-
-def _seeds(seed: object) -> list[int]:
-    given = seed.tolist() if isinstance(seed, np.ndarray) else seed
-    seeds: list[Any] = list(given) if isinstance(given, Sequence) else [given]
-    if not seeds or not all(isinstance(s, (int, np.integer)) and 0 <= s < 2**63 for s in seeds):
-        raise InputError(f"seed {seed!r}: one or more whole numbers from 0 to 2**63 - 1 are needed")
-    return [int(s) for s in seeds]
-
-
 def _as_designs(
     task: _Task, keys: Sequence[Key], samples: Samples, source: IntArray
 ) -> list[Design]:
-    S, target = samples.S[0], task.target
-    score = negative_log_likelihood(samples.log_probs[0], S, target.designed)
-    everywhere = negative_log_likelihood(samples.log_probs[0], S, target.backbone.mask)
+    S, target = samples.S, task.target
+    score = negative_log_likelihood(samples.log_probs, S, target.designed)
+    everywhere = negative_log_likelihood(samples.log_probs, S, target.backbone.mask)
     recovery = (S == task.S)[:, target.designed].mean(1)
     return [
         Design(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpnn.backbone import Backbone
 from mpnn.config import ALPHABET
+
+if TYPE_CHECKING:
+    from mpnn.backbone import Backbone
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +66,84 @@ class Flat:
     def offsets(self) -> tuple[int, ...]:
         """First row of each structure."""
         return tuple(int(x) for x in np.cumsum((0, *self.lengths[:-1])))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Rows of each structure."""
+        starts = zip(self.offsets, self.lengths, strict=True)
+        return tuple(slice(start, start + length) for start, length in starts)
+
+    @property
+    def structure(self) -> NDArray[np.int64]:
+        """Number of each row's structure, int64 [R]."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @property
+    def first_row(self) -> NDArray[np.int64]:
+        """First row of each row's structure, int64 [R]."""
+        return np.repeat(np.array(self.offsets), self.lengths)
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """Bool [B, L], False for padding where structures are padded to the longest, L."""
+        return np.arange(max(self.lengths)) < np.array(self.lengths)[:, None]
+
+    def alone(self, b: int) -> Flat:
+        """Returns structure b alone."""
+        rows = self.slices[b]
+        start, length = rows.start, self.lengths[b]
+        return Flat(
+            X=self.X[rows],
+            mask=self.mask[rows],
+            residue_idx=self.residue_idx[rows],
+            chain_encoding=self.chain_encoding[rows],
+            S=self.S[rows],
+            lengths=(length,),
+            E_idx=None if self.E_idx is None else self.E_idx[rows, :length] - start,
+        )
+
+    def repeat(self, n: int) -> Flat:
+        """Returns n copies of all structures, one set after another."""
+        E_idx = None
+        if self.E_idx is not None:
+            first = np.arange(n)[:, None, None] * self.size
+            E_idx = (self.E_idx + first).reshape(n * self.size, -1)
+        return Flat(
+            X=np.tile(self.X, (n, 1, 1)),
+            mask=np.tile(self.mask, n),
+            residue_idx=np.tile(self.residue_idx, n),
+            chain_encoding=np.tile(self.chain_encoding, n),
+            S=np.tile(self.S, n),
+            lengths=self.lengths * n,
+            E_idx=E_idx,
+        )
+
+    def with_neighbors(self, E_idx: NDArray[np.int64]) -> Flat:
+        """Returns the same structures with neighbors E_idx [R, K] found elsewhere."""
+        return replace(self, E_idx=E_idx)
+
+    def padded(self, rows: NDArray[Any], fill: float = 0) -> NDArray[Any]:
+        """Pads rows [R, ...] to the longest structure: [B, L, ...], `fill` at the padding."""
+        if len(self.lengths) == 1:
+            return rows[None]
+        result = np.full((*self.valid.shape, *rows.shape[1:]), fill, rows.dtype)
+        result[self.valid] = rows
+        return result
+
+    def unpadded(self, padded: NDArray[Any]) -> NDArray[Any]:
+        """Drops the padding: [B, L, ...] -> [R, ...]."""
+        rows: NDArray[Any] = padded[self.valid]
+        return rows
+
+    def padded_neighbors(self) -> NDArray[np.int64] | None:
+        """E_idx as positions in padded structures [B, L, K]; padding where a slot has no neighbor.
+
+        None where neighbors are not given.
+        """
+        if self.E_idx is None:
+            return None
+        slot = np.arange(min(self.E_idx.shape[1], max(self.lengths)))
+        position = self.E_idx[:, slot] - self.first_row[:, None]
+        length = np.repeat(np.array(self.lengths), self.lengths)[:, None]
+        result: NDArray[np.int64] = self.padded(np.where(slot < length, position, slot))
+        return result

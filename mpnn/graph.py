@@ -72,7 +72,7 @@ def neighbors(ca: Tensor, mask: Tensor, valid: Tensor, k: int) -> tuple[Tensor, 
     if bool(mask.all()):
         found = D.topk(K, dim=-1, largest=False)
         return found.indices, found.values
-    E_idx = (D + behind(pair_mask)).topk(K, dim=-1, largest=False).indices
+    E_idx = (D + masked_last(pair_mask)).topk(K, dim=-1, largest=False).indices
     return E_idx, D.gather(-1, E_idx)
 
 
@@ -82,8 +82,8 @@ def row_adjusted(D: Tensor, pair_mask: Tensor) -> Tensor:
     return D + (1 - pair_mask) * D.amax(-1, keepdim=True)
 
 
-def behind(pair_mask: Tensor) -> Tensor:
-    """What to add to `row_adjusted` distances so that masked pairs sort last, by position."""
+def masked_last(pair_mask: Tensor) -> Tensor:
+    """Offset to add to `row_adjusted` distances so that masked pairs sort last, by position."""
     position = torch.arange(1, pair_mask.shape[-1] + 1, device=pair_mask.device)
     return (1 - pair_mask) * position
 

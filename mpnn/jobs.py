@@ -7,11 +7,12 @@ from pathlib import Path
 
 from mpnn import __version__, files
 from mpnn.backbone import Backbone
-from mpnn.design import Model, Progress, check_draws, load
+from mpnn.design import Model, Progress, load
 from mpnn.errors import InputError
 from mpnn.options import DesignOptions, RunOptions, ScoreOptions
 from mpnn.output import SUFFIX, render_designs, render_scores
 from mpnn.results import Mode
+from mpnn.sampling import check_sampling
 from mpnn.structure import read_structure
 
 VERSION = f"mpnn-{__version__}"
@@ -26,7 +27,7 @@ def design(paths: Sequence[str], options: DesignOptions) -> int:
     temperatures = files.numbers(options.temperature, float, "--temperature")
     seeds = files.numbers(options.seed, int, "--seed")
     # Refused once, not for every file.
-    check_draws(options.num_seqs, temperatures, seeds, options.batch_size)
+    check_sampling(options.num_seqs, temperatures, seeds, options.batch_size)
     rules = {
         "chains": options.chains,
         "fixed": options.fixed,

@@ -7,6 +7,7 @@ Source: Dauparas et al., Science 378:49–56 (2022), code at github.com/dauparas
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,12 +15,43 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, one_hot
 
 from mpnn import graph
-from mpnn.batch import Batch
 from mpnn.config import NUM_LETTERS, ModelConfig
+from mpnn.flat import Flat
 
 MESSAGE_SCALE = 30.0  # sums over neighbors are divided by this, whatever K is
 FEED_FORWARD = 4  # inner width of the feed-forward block in units of C
 EDGE_INPUT = graph.NUM_POSITIONAL + len(graph.ATOM_PAIRS) * graph.NUM_RBF  # 416
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B structures padded to L residues, as tensors.
+
+    `mask` and `valid` differ: a masked residue belongs to the structure but lacks atoms and, as in
+    the published network, still takes part as a decoder neighbor; padding takes part in nothing.
+    """
+
+    X: Tensor  # [B, L, 4, 3] N, CA, C, O in Å; zeros where mask is 0
+    mask: Tensor  # [B, L] float, 1 where all four atoms are present
+    residue_idx: Tensor  # [B, L] int64, position + 100 per chain before
+    chain_encoding: Tensor  # [B, L] int64, 1, 2, … per chain
+    valid: Tensor  # [B, L] bool, False for padding
+    E_idx: Tensor | None = None  # [B, L, K] int64, neighbors found elsewhere (k-NN on the CPU)
+
+    @classmethod
+    def from_flat(
+        cls, flat: Flat, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """Pads the structures to the longest; their order is kept."""
+        E_idx = flat.padded_neighbors()
+        return cls(
+            X=torch.from_numpy(flat.padded(flat.X)).to(device, dtype),
+            mask=torch.from_numpy(flat.padded(flat.mask)).to(device, dtype),
+            residue_idx=torch.from_numpy(flat.padded(flat.residue_idx)).to(device),
+            chain_encoding=torch.from_numpy(flat.padded(flat.chain_encoding)).to(device),
+            valid=torch.from_numpy(flat.valid).to(device),
+            E_idx=None if E_idx is None else torch.from_numpy(E_idx).to(device),
+        )
 
 
 class PositionalEncodings(nn.Module):

@@ -32,7 +32,7 @@ class Order(StrEnum):
     """Orders of decoding."""
 
     random = "random"
-    coloured = "coloured"
+    graph_coloring = "graph-coloring"
 
 
 Files = Annotated[
@@ -87,7 +87,8 @@ class DesignOptions(RunOptions):
         str | None, Option(help='JSON file, bias by place: {"A12": {"F": 1.5}}.')
     ] = None
     order: Annotated[
-        Order, Option(help="Order of decoding: random as published, or coloured: fewer steps.")
+        Order,
+        Option(help="Order of decoding: random as published, or graph-coloring: fewer steps."),
     ] = Order.random
     batch_size: Annotated[
         int, Option(help="Sequences drawn side by side; bounds memory, changes no sequence.")

@@ -15,18 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpnn.backbone import Backbone
-from mpnn.batch import Batch
-from mpnn.config import ALPHABET, UNKNOWN
-from mpnn.decoding import (
-    Constraints,
-    IntArray,
-    Key,
-    Order,
-    make_job,
-    with_coloured_order,
-)
+from mpnn.config import UNKNOWN
 from mpnn.errors import InputError
+from mpnn.flat import Flat
 from mpnn.optimizations import Engine
+from mpnn.sampling import Constraints, Key, make_job, with_graph_coloring
+from mpnn.schedule import IntArray, Order
 
 LogProbs = NDArray[np.floating]  # [N, L, 21]
 Mask = NDArray[np.bool_]  # [L]
@@ -199,19 +193,19 @@ def measure(
 
 
 def _outcome(engine: Engine, backbone: Backbone, keys: list[Key], order: Order) -> Outcome:
-    native = np.array([ALPHABET.index(letter) for letter in backbone.sequence])
+    flat = Flat.from_backbones([backbone])
+    native = flat.S
     counted = backbone.mask & (native != UNKNOWN)
     if not counted.any():
         raise InputError(
             f"{backbone.name}: no residue has all four atoms and a known letter; leave it out"
         )
-    encoding = engine.encode(Batch.from_backbones([backbone], engine.device, engine.dtype))
-    job = make_job(native[None], [Constraints.free(backbone.mask)], keys)
-    if order == "coloured":
-        job = with_coloured_order(job, [engine.neighbors(encoding, 0)])
-    letters = np.tile(native, (1, len(keys), 1))
-    log_probs = engine.log_probs(encoding, letters, job.rank)[0]
-    return Outcome(backbone.name, native, counted, engine.sample(encoding, job).S[0], log_probs)
+    encoding = engine.encode(flat)
+    job = make_job(native, [Constraints.free(backbone.mask)], keys)
+    if order == "graph-coloring":
+        job = with_graph_coloring(job, [engine.neighbors(encoding, 0)])
+    log_probs = engine.log_probs(encoding, np.tile(native, (len(keys), 1)), job.rank)
+    return Outcome(backbone.name, native, counted, engine.sample(encoding, job).S, log_probs)
 
 
 def summarize(outcomes: Sequence[Outcome]) -> Summary:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from mpnn.backbone import Backbone
 from mpnn.config import ALPHABET, NUM_LETTERS, UNKNOWN
-from mpnn.decoding import OMITTED, Constraints, FloatArray, IntArray
 from mpnn.errors import InputError
 from mpnn.results import Target
+from mpnn.sampling import OMITTED, Constraints
+from mpnn.schedule import FloatArray, IntArray
 from mpnn.selection import Tie, homo_oligomer_ties, parse_selection, parse_ties
 
 MAX_BIAS = 1000.0

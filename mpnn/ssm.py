@@ -8,7 +8,7 @@ are. Letters never enter: every residue's distribution is p(s_i | X), and one pa
 Residues of all structures lie end to end without padding, incomplete ones left out, as in training.
 Shapes: R residues, K neighbors, C hidden, D = 2·C inner in H heads of P, n state, V = 21 letters.
 Source: Gu and Dao, arXiv:2312.00752 (selection, gate); Dao and Gu, arXiv:2405.21060 (one decay for
-each head, chunks as matrix products).
+each head, chunks as matmuls).
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, silu, softplus
 
 from mpnn import graph
-from mpnn.batch import Batch
 from mpnn.config import NUM_LETTERS, ModelConfig, SSMConfig
-from mpnn.model import MESSAGE_SCALE, ProteinFeatures
+from mpnn.model import MESSAGE_SCALE, Batch, ProteinFeatures
 
-CHUNK = 32  # residues whose influence on one another is one matrix product
+CHUNK = 32  # residues whose influence on one another is one matmul
 LONGEST_MEMORY = 100.0  # residues; heads begin with memories of 1 to so many, evenly by logarithm
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpnn.config import ARCHITECTURES, NetworkConfig
-from mpnn.decoding import Order
-from mpnn.networks import SSM_ENGINE, engine_for
-from mpnn.optimizations import Engine
-from mpnn.optimizations.buckets import MOST_PADDING
+from mpnn.optimizations import Engine, load_engine
+from mpnn.schedule import Order
 from mpnn.weights import Card, formula_weights, load_weights, shipped
 
 
@@ -18,14 +16,12 @@ class Variant:
 
     Attributes:
         architecture: a name in `ARCHITECTURES`; what is computed. It names the checkpoint too.
-        engine: what `mpnn.networks.engine_for` takes; how it is computed.
+        engine: what `mpnn.optimizations.load_engine` takes; how it is computed.
         batch: proteins per call.
         device: where.
         order: distribution over decoding orders.
-        most_padding: share of padding that a batch may have: proteins are put into length buckets;
-            None batches them as they come.
-        trained: whether the weights are those of the shipped checkpoint, else by formula: float16
-            cannot hold these, while a checkpoint that is stored in it loses nothing by it.
+        trained: whether the weights are those of the shipped checkpoint, else deterministic ones:
+            float16 cannot hold these, while a checkpoint that is stored in it loses nothing by it.
     """
 
     architecture: str = "baseline"
@@ -33,7 +29,6 @@ class Variant:
     batch: int = 1
     device: str = "cpu"
     order: Order = "random"
-    most_padding: float | None = None
     trained: bool = True
 
     @property
@@ -43,7 +38,7 @@ class Variant:
 
     @property
     def card(self) -> Card | None:
-        """The card of the shipped checkpoint; None where it is not used or there is none."""
+        """The card of the shipped checkpoint; None where it is not used or does not exist."""
         return load_weights(self.architecture)[1] if self._ships else None
 
     @property
@@ -51,14 +46,14 @@ class Variant:
         return self.trained and self.architecture in shipped()
 
     def load(self) -> Engine:
-        """The engine with the shipped checkpoint, or with weights by formula while there is none.
+        """The engine with the shipped checkpoint, or with deterministic weights if none is shipped.
 
         Times do not depend on the values of weights; recovery does, and is stated of checkpoints
         alone.
         """
         ships = self._ships
         model = load_weights(self.architecture)[0] if ships else formula_weights(self.config)
-        return engine_for(model, self.engine, self.device)
+        return load_engine(model, self.engine, self.device)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -72,13 +67,11 @@ VARIANTS: dict[str, Variant] = {
     "baseline-k12": Variant("baseline-k12"),
     "baseline-k30": Variant("baseline-k30"),
     "baseline-batch-8": Variant(batch=8),
-    "baseline-buckets-8": Variant(batch=8, most_padding=MOST_PADDING),
     "minimal-batch-8": Variant("minimal", batch=8),
     "minimal-k30-batch-8": Variant("minimal-k30", batch=8),
     "exact": Variant(engine="exact"),
-    "jacobi": Variant(engine="jacobi"),
-    "baseline-coloured": Variant(order="coloured"),
-    "exact-coloured": Variant(engine="exact", order="coloured"),
+    "baseline-coloured": Variant(order="graph-coloring"),
+    "exact-coloured": Variant(engine="exact", order="graph-coloring"),
     "baseline-mps": Variant(device="mps"),
     "coreml-extreme-v2": Variant("extreme-v2", "coreml", batch=8),
     "extreme-v2-mlx": Variant("extreme-v2", "mlx"),
@@ -87,7 +80,7 @@ VARIANTS: dict[str, Variant] = {
     "one-shot": Variant("one-shot"),
     "one-shot-exact": Variant("one-shot", "exact"),
     "minimal-one-shot": Variant("minimal-one-shot"),
-    "ssm": Variant("ssm", SSM_ENGINE),
+    "ssm": Variant("ssm", "ssm"),
 }
 """Every variant that has a name."""
 

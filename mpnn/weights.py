@@ -22,8 +22,12 @@ from torch import Tensor
 from mpnn.config import ModelConfig, NetworkConfig, SSMConfig
 from mpnn.download import PUBLISHED, cache_folder, cached, fetch, git_blob_id
 from mpnn.errors import InputError
-from mpnn.networks import Network, make_network
+from mpnn.model import ProteinMPNN
 from mpnn.output import write_whole
+from mpnn.ssm import SSM
+
+Network = ProteinMPNN | SSM
+"""A network of any kind; its `config` says which."""
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Folder of the checkpoints that come with the package."""
@@ -36,6 +40,11 @@ SCALE = ".int8_scale"
 """Ending of the name of an int8 matrix's scales."""
 
 Card = dict[str, Any]
+
+
+def make_network(config: NetworkConfig) -> Network:
+    """A network of this size with random weights."""
+    return SSM(config) if isinstance(config, SSMConfig) else ProteinMPNN(config)
 
 
 def formula_weights(config: NetworkConfig) -> Network:

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 import torch
-
 from mpnn.batch import Batch
-from mpnn.config import ARCHITECTURES
 from mpnn.decoding import Constraints, Key, make_job
+
+from mpnn.config import ARCHITECTURES
 from mpnn.optimizations import load_engine
 from mpnn.output import write_whole
 from mpnn.regression.baselines import commit_info

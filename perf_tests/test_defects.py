@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mpnn.decoding import Samples
 from torch.nn.functional import gelu
 
 from mpnn import model
 from mpnn.config import ModelConfig
-from mpnn.decoding import Samples
 from mpnn.optimizations import reference
 from mpnn.regression import workloads
 from mpnn.regression.claims import BY_ID

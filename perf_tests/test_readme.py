@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-
 from mpnn.batch import Batch
+from mpnn.decoding import Constraints, Key, make_job
+
 from mpnn.cli import app
 from mpnn.config import ModelConfig
-from mpnn.decoding import Constraints, Key, make_job
 from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.errors import InputError
 from mpnn.optimizations import ENGINES, load_engine, reference

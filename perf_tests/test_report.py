@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from mpnn.decoding import Samples
+from mpnn.networks import engine_for
 
 from mpnn import weights
 from mpnn.config import ARCHITECTURES, ModelConfig, SSMConfig
-from mpnn.decoding import Samples
 from mpnn.errors import InputError
-from mpnn.networks import engine_for
 from mpnn.regression import baselines, charts, report
 from mpnn.regression.claims import BY_ID, CLAIMS, Compare, not_measured_here, not_measured_on
 from mpnn.regression.hardware import Hardware

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mpnn.batch import Batch
+from mpnn.decoding import Constraints, Key, make_job
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpnn.batch import Batch
 from mpnn.config import ARCHITECTURES
-from mpnn.decoding import Constraints, Key, make_job
 from mpnn.optimizations import load_engine
 from mpnn.optimizations.exact import blocks
 from mpnn.regression import scaling

@@ -1,153 +1,183 @@
 """One module, one way to run the network. Read one and you have read them all.
 
-Every engine loads a network, encodes a batch once, and then scores and samples from the
-encoding as often as asked. Results come back as host arrays, so returning is synchronizing.
+Every engine loads a network, encodes structures once, and then scores and samples from the encoding
+as often as wanted. Structures come laid end to end (`mpnn.flat.Flat`) and results go back as host
+arrays in the same layout, so returning is synchronizing. Nothing here needs torch.
+
+Shapes: B structures, N samples, R rows (residues laid end to end), L residues of one structure, K
+neighbors.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from mpnn.batch import Batch
-from mpnn.decoding import IntArray, Job, Samples
+from mpnn.config import ModelConfig, NetworkConfig, SSMConfig
 from mpnn.errors import InputError
-from mpnn.model import ProteinMPNN
+from mpnn.flat import Flat
+from mpnn.optimizations.one_shot import OneShotEngine, UnconditionalEngine
+from mpnn.sampling import Job, Samples
+from mpnn.schedule import Graph, IntArray
+
+if TYPE_CHECKING:
+    from mpnn.weights import Network
 
 
 class Engine(Protocol):
-    """What every optimization implements; the encoding is its own business."""
+    """What every optimization implements; the encoding is its own business.
 
-    device: torch.device
-    dtype: torch.dtype
+    Attributes:
+        device: where it runs: "cpu", "mps", "cuda".
+        dtype: type of its log-probabilities, such as "float32".
+    """
 
-    def encode(self, batch: Batch) -> Any:
-        """Does whatever depends on the structures alone."""
+    device: str
+    dtype: str
+
+    def encode(self, flat: Flat) -> Any:
+        """Computes everything that depends on the structures alone."""
 
     def log_probs(self, encoding: Any, S: IntArray, rank: IntArray) -> NDArray[np.floating]:
-        """Teacher-forced log-probabilities [B, N, L, 21] of S [B, N, L] under rank [B, N, L]."""
+        """Teacher-forced log-probabilities [N, R, 21] of S [N, R] under rank [N, R]."""
 
     def sample(self, encoding: Any, job: Job) -> Samples:
-        """Draws the job's N samples of each structure."""
+        """Samples the job's N sequences of each structure."""
 
-    def neighbors(self, encoding: Any, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
-        """E_idx [L, K] of structure b on the host, and False where a slot is padding."""
+    def neighbors(self, encoding: Any, b: int) -> Graph:
+        """E_idx [L, K] of structure b within itself, and False where a neighbor slot is padding."""
 
     def synchronize(self) -> None:
-        """Waits until everything asked of the device is done."""
+        """Blocks until the device has finished all work."""
 
 
-ENGINES: dict[str, str] = {
-    "reference": "mpnn.optimizations.reference:ReferenceEngine",
-    "exact": "mpnn.optimizations.exact:ExactEngine",
-    "jacobi": "mpnn.optimizations.jacobi:JacobiEngine",
-    "ball-tree": "mpnn.optimizations.knn:BallTreeEngine",
-    "kd-tree": "mpnn.optimizations.knn:KDTreeEngine",
-    "half": "mpnn.optimizations.precision:HalfEngine",
-    "bfloat16": "mpnn.optimizations.precision:BFloat16Engine",
-    "mixed": "mpnn.optimizations.precision:MixedEngine",
-    "int8": "mpnn.optimizations.precision:Int8Engine",
-    "exact-bfloat16": "mpnn.optimizations.exact_bfloat16:ExactBFloat16Engine",
-    "staged": "mpnn.optimizations.staged:StagedEngine",
-    "compiled": "mpnn.optimizations.compiled:CompiledEngine",
-    "torchscript": "mpnn.optimizations.torchscript:TorchScriptEngine",
-    "onnx": "mpnn.optimizations.onnx:OnnxEngine",
-    "mlx": "mpnn.optimizations.mlx:MLXEngine",
-    "mlx-eager": "mpnn.optimizations.mlx:EagerMLXEngine",
-    "mlx-fused": "mpnn.optimizations.mlx:FusedMLXEngine",
-    "coreml": "mpnn.optimizations.coreml:CoreMLEngine",
-    "coreml-gpu": "mpnn.optimizations.coreml:CoreMLGPUEngine",
-    "coreml-cpu": "mpnn.optimizations.coreml:CoreMLCPUEngine",
-    "coreml-int8": "mpnn.optimizations.coreml:CoreMLInt8Engine",
-    "coreml-palette6": "mpnn.optimizations.coreml:CoreMLPalette6Engine",
-    "coreml-palette4": "mpnn.optimizations.coreml:CoreMLPalette4Engine",
+@dataclass(frozen=True)
+class EngineSpec:
+    """A registered engine.
+
+    Attributes:
+        target: `module:class`; the module is imported when the engine is first used.
+        close: whether it rounds more than the reference does; otherwise it equals the reference
+            but for the rounding of its type.
+        extra: extra of this project that installs the packages it imports.
+        networks: configuration of the networks that it runs.
+    """
+
+    target: str
+    close: bool = False
+    extra: str = ""
+    networks: type[NetworkConfig] = ModelConfig
+
+
+_HERE = "mpnn.optimizations"
+
+ENGINES: dict[str, EngineSpec] = {
+    "reference": EngineSpec(f"{_HERE}.reference:ReferenceEngine"),
+    "exact": EngineSpec(f"{_HERE}.exact:ExactEngine"),
+    "exact-torch": EngineSpec(f"{_HERE}.exact:ExactEngine"),
+    "ball-tree": EngineSpec(f"{_HERE}.knn:BallTreeEngine", extra="knn"),
+    "kd-tree": EngineSpec(f"{_HERE}.knn:KDTreeEngine", extra="knn"),
+    "half": EngineSpec(f"{_HERE}.precision:HalfEngine", close=True),
+    "bfloat16": EngineSpec(f"{_HERE}.precision:BFloat16Engine", close=True),
+    "mixed": EngineSpec(f"{_HERE}.precision:MixedEngine", close=True),
+    "int8": EngineSpec(f"{_HERE}.precision:Int8Engine", close=True),
+    "exact-bfloat16": EngineSpec(f"{_HERE}.exact_bfloat16:ExactBFloat16Engine", close=True),
+    "staged": EngineSpec(f"{_HERE}.staged:StagedEngine"),
+    "compiled": EngineSpec(f"{_HERE}.compiled:CompiledEngine"),
+    "torchscript": EngineSpec(f"{_HERE}.torchscript:TorchScriptEngine"),
+    "onnx": EngineSpec(f"{_HERE}.onnx:OnnxEngine", extra="onnx"),
+    "mlx": EngineSpec(f"{_HERE}.mlx:MLXEngine", extra="mlx"),
+    "mlx-eager": EngineSpec(f"{_HERE}.mlx:EagerMLXEngine", extra="mlx"),
+    "mlx-fused": EngineSpec(f"{_HERE}.mlx:FusedMLXEngine", extra="mlx"),
+    "coreml": EngineSpec(f"{_HERE}.coreml:CoreMLEngine", close=True, extra="coreml"),
+    "ssm": EngineSpec(f"{_HERE}.ssm:SSMEngine", networks=SSMConfig),
 }
-"""Engine name to `module:class`; modules are imported when asked for."""
+"""Every engine that has a name."""
 
-ROUNDED = frozenset({"half", "bfloat16", "mixed", "int8", "exact-bfloat16"}) | {
-    name for name in ENGINES if name.startswith("coreml")
+DEFAULT_ENGINES: dict[type[NetworkConfig], str] = {ModelConfig: "exact", SSMConfig: "ssm"}
+"""The engine that runs a network where none is named, by the network's configuration."""
+
+KINDS: dict[type[NetworkConfig], str] = {
+    ModelConfig: "ProteinMPNN networks",
+    SSMConfig: "state-space networks",
 }
-"""Engines that are close to the reference rather than equal to it but for float32's rounding."""
-
-EXTRAS = {
-    "mlx": "mlx",
-    "coremltools": "coreml",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxscript": "onnx",
-    "sklearn": "knn",
-    "scipy": "knn",
-}
-"""Package that an engine may import to the extra of this project that installs it."""
 
 
-def load_engine(name: str, model: ProteinMPNN, device: str | torch.device = "cpu") -> Engine:
-    """Makes an engine for a model with its weights.
+def load_engine(network: Network, name: str | None = None, device: str = "cpu") -> Engine:
+    """Makes the engine that runs a network with its weights.
 
     Args:
-        name: in `ENGINES`, or the `module:class` of an engine that is not registered.
-        model: the network.
+        network: the network.
+        name: in `ENGINES`, or the `module:class` of an engine of your own; None takes the default
+            for the kind of network.
         device: where to run it.
 
     Raises:
-        InputError: there is no such engine, what is named is none, or what it imports is not
-            installed.
+        InputError: no engine has this name, it runs another kind of network, or a package that it
+            imports is not installed.
     """
-    module, _, cls = ENGINES.get(name, name).partition(":")
+    kind = type(network.config)
+    name = name or DEFAULT_ENGINES[kind]
+    spec = ENGINES.get(name) or EngineSpec(name)
+    make = _engine_class(name, spec)
+    if not issubclass(kind, spec.networks):
+        raise InputError(
+            f"engine {name} runs {KINDS[spec.networks]}, and these weights are for "
+            f"{KINDS[kind]}; take engine {DEFAULT_ENGINES[kind]}"
+        )
+    engine: Engine = make(network, device)
+    if network.config.autoregressive or isinstance(engine, UnconditionalEngine):
+        return engine
+    return OneShotEngine(engine)
+
+
+def _engine_class(name: str, spec: EngineSpec) -> Any:
+    module, _, cls = spec.target.partition(":")
     if not module or not cls or module.startswith("."):
         raise InputError(
-            f"no engine {name!r}; there are: {', '.join(ENGINES)}, or module:class of your own"
+            f"no engine is called {name!r}; take one of {', '.join(ENGINES)}, or module:class of "
+            "your own"
         )
     try:
         make = getattr(importlib.import_module(module), cls)
-    except ImportError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        advice = f"; pip install 'mpnn[{extra}]'" if extra else ""
+    except (ImportError, AttributeError) as error:
+        install = isinstance(error, ImportError) and spec.extra
+        advice = f"; pip install 'mpnn[{spec.extra}]'" if install else ""
         raise InputError(f"engine {name}: {error}{advice}") from error
-    except AttributeError as error:
-        raise InputError(f"engine {name}: {error}") from error
     if not hasattr(make, "log_probs"):
-        raise InputError(f"engine {name} is none; write the methods of mpnn.optimizations.Engine")
-    engine: Engine = make(model, device)
-    return engine
+        raise InputError(
+            f"engine {name} is not an engine; write the methods of mpnn.optimizations.Engine"
+        )
+    return make
 
 
-M = TypeVar("M", bound=nn.Module)
-
-
-def own(model: M, device: str | torch.device) -> M:
-    """A copy of a network for an engine to keep, on its device.
-
-    Training the network, or making another engine of it, leaves this one alone.
-    """
-    return copy.deepcopy(model).to(device).eval()
-
-
-def check_neighbors(batch: Batch, k: int) -> None:
-    """Refuses a batch that brings more neighbors than a compiled network has room for.
+def check_neighbors(flat: Flat, k: int) -> None:
+    """Refuses given neighbors that a compiled network has no room for.
 
     Raises:
-        InputError: it does.
+        InputError: there are more than `k` for each residue.
     """
-    if batch.E_idx is not None and batch.E_idx.shape[-1] > k:
+    if flat.E_idx is not None and flat.E_idx.shape[1] > k:
         raise InputError(
-            f"the batch brings {batch.E_idx.shape[-1]} neighbors of each residue, and this engine "
+            f"the batch brings {flat.E_idx.shape[1]} neighbors of each residue, and this engine "
             f"is built for {k}, those of the network; bring fewer, or take engine exact"
         )
 
 
 def check_device(name: str) -> None:
-    """Refuses a device that is not there or cannot compute.
+    """Checks that torch can compute on a device; "cpu" is taken without importing torch.
 
     Raises:
-        InputError: so it is.
+        InputError: the device is missing or cannot compute.
     """
+    if name == "cpu":
+        return
+    import torch
+
     try:
         found = torch.empty(1, device=name).device.type
     except (RuntimeError, AssertionError) as error:
@@ -155,11 +185,3 @@ def check_device(name: str) -> None:
         raise InputError(f"device {name!r} cannot be used ({reason}); take cpu") from error
     if found not in ("cpu", "mps", "cuda"):
         raise InputError(f"device {name!r} cannot compute; take cpu, mps or cuda")
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for the device; does nothing on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

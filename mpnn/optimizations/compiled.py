@@ -46,10 +46,10 @@ class CompiledEngine(StagedEngine):
         InputError: there is no C++ compiler to build programs for the CPU with.
     """
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         super().__init__(model, device)
         compilers = (os.environ.get("CXX", ""), "g++", "clang++")
-        if self.device.type == "cpu" and not any(map(shutil.which, compilers)):
+        if self.device == "cpu" and not any(map(shutil.which, compilers)):
             raise InputError(
                 "engine compiled: torch.compile needs a C++ compiler and found none; "
                 "install g++ (on a Mac: xcode-select --install), or take another engine"

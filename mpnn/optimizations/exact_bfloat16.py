@@ -1,56 +1,52 @@
-"""The exact engine with its products in bfloat16: exact rewrites, but rounded numbers.
+"""The exact engine with its matmuls in bfloat16: exact rewrites, but rounded numbers.
 
 Distances, the choice of neighbors and radial functions are float32, and so are the read-out, the
-noise and the log-probabilities. All between, edges above all, is bfloat16: half the memory to move,
-and on processors with bfloat16 products (avx512_bf16, AMX, Apple from M2 on) a multiple of the
-arithmetic. Letters are drawn under slightly other probabilities, so sequences may differ.
+noise and the log-probabilities. Everything between, edges above all, is bfloat16: half the memory
+to move, and on processors with bfloat16 matmuls (avx512_bf16, AMX, Apple from M2 on) a multiple of
+the arithmetic. Residue types are sampled from slightly different probabilities, so sequences may
+differ.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from mpnn.batch import Batch
-from mpnn.decoding import IntArray
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations.exact.blocks import Affine
 from mpnn.optimizations.exact.decoder import Decoder
 from mpnn.optimizations.exact.encoder import ExactEncoding
 from mpnn.optimizations.exact.engine import ExactEngine
-from mpnn.optimizations.exact.ragged import EdgeFeatures
+from mpnn.optimizations.exact.graph import EdgeFeatures
 from mpnn.optimizations.exact.workers import Buffers
+from mpnn.schedule import IntArray
 
 NARROW = torch.bfloat16
 
 
 class ExactBFloat16Engine(ExactEngine):
-    """What goes in and comes out is float32."""
+    """Inputs and outputs are float32."""
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         model = copy.deepcopy(model).to(device, torch.float32)
         super().__init__(copy.deepcopy(model).to(NARROW), device)
-        self.dtype = torch.float32
+        self.dtype = "float32"
         with torch.inference_mode():
-            self.encoder.features = _EdgeFeatures(model, Buffers(self.device, torch.float32))
+            buffers = Buffers(torch.device(device), torch.float32)
+            self.encoder.features = _EdgeFeatures(model, buffers)
             self.decoder.W_out = _Widening(model.W_out.weight, model.W_out.bias)
 
-    def encode(self, batch: Batch) -> ExactEncoding:
-        """Rounds the mask alone, which is exact; coordinates stay as they are."""
-        return super().encode(replace(batch, mask=batch.mask.to(NARROW)))
-
     def decoder_for(self, encoding: ExactEncoding, S: IntArray, rank: IntArray) -> Decoder:
-        """A decoder of S [B, N, L] under rank [B, N, L], with logits in float32."""
+        """A decoder of S [N, R] under rank [N, R], with logits in float32."""
         decoder = super().decoder_for(encoding, S, rank)
         decoder.logits = decoder.logits.float()
         return decoder
 
 
 class _EdgeFeatures(EdgeFeatures):
-    """Edge vectors in float32, but for the two products."""
+    """Edge vectors in float32, but for the two matmuls."""
 
     def __init__(self, model: ProteinMPNN, buffers: Buffers) -> None:
         super().__init__(model, buffers)
@@ -59,7 +55,7 @@ class _EdgeFeatures(EdgeFeatures):
 
 
 class _Rounding(Affine):
-    """A product in bfloat16 of float32 values."""
+    """A matmul in bfloat16 of float32 values."""
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return super().__call__(x.to(NARROW), out)
@@ -69,7 +65,7 @@ class _Rounding(Affine):
 
 
 class _Widening(Affine):
-    """A product in float32 of bfloat16 values."""
+    """A matmul in float32 of bfloat16 values."""
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return super().__call__(x.float(), out)

@@ -13,18 +13,16 @@ the search is under 1 %.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from sklearn.neighbors import BallTree
 
 from mpnn import graph
-from mpnn.batch import Batch
-from mpnn.decoding import IntArray
-from mpnn.optimizations.reference import ReferenceEngine
+from mpnn.flat import Flat
+from mpnn.optimizations.reference import PaddedStructures, ReferenceEngine
+from mpnn.schedule import Graph, IntArray
 
 Points = NDArray[np.floating]  # [n, 3] Å
 Nearest = Callable[[Points, int], IntArray]
@@ -43,25 +41,27 @@ def kd_tree(points: Points, count: int) -> IntArray:
     return found
 
 
-def with_neighbors(batch: Batch, k: int, nearest: Nearest) -> Batch:
-    """The batch with E_idx [B, L, K], K = min(k, L), as `mpnn.graph.neighbors` finds it.
+def with_neighbors(flat: Flat, k: int, nearest: Nearest) -> Flat:
+    """The structures with E_idx [R, K], K = min(k, L), as `mpnn.graph.neighbors` finds it.
 
-    Where two complete residues are equally far away the choice may differ. A batch that brings its
-    neighbors is left as it is.
+    Where two complete residues are equally far away the choice may differ. Given neighbors are
+    left as they are.
     """
-    if batch.E_idx is not None:
-        return batch
-    ca, mask = batch.X[:, :, graph.CA].cpu().numpy(), batch.mask.cpu().numpy() > 0
-    B, L = mask.shape
-    K = min(k, L)
-    E_idx = np.tile(np.arange(K), (B, L, 1))
-    for b in range(B):
-        whole, rest = np.flatnonzero(mask[b]), np.flatnonzero(~mask[b])  # padding comes last
+    if flat.E_idx is not None:
+        return flat
+    K = min(k, max(flat.lengths))
+    E_idx = np.tile(np.arange(flat.size)[:, None], K)
+    for rows in flat.slices:
+        whole, masked = (
+            np.flatnonzero(m) + rows.start for m in (flat.mask[rows], ~flat.mask[rows])
+        )
+        slots = min(K, rows.stop - rows.start)
+        E_idx[rows, :slots] = np.arange(rows.start, rows.start + slots)
         count = min(K, len(whole))
         if count:
-            E_idx[b, whole, :count] = whole[nearest(ca[b, whole], count)]
-            E_idx[b, whole, count:] = rest[: K - count]
-    return replace(batch, E_idx=torch.from_numpy(E_idx).to(batch.X.device))
+            E_idx[whole, :count] = whole[nearest(flat.X[whole, graph.CA], count)]
+            E_idx[whole, count:slots] = masked[: slots - count]
+    return flat.with_neighbors(E_idx)
 
 
 class _TreeEngine(ReferenceEngine):
@@ -69,16 +69,16 @@ class _TreeEngine(ReferenceEngine):
 
     nearest: Nearest
 
-    def encode(self, batch: Batch) -> Batch:
+    def encode(self, flat: Flat) -> PaddedStructures:
         """Finds the neighbors; the rest is done when the encoding is used, as published."""
-        return with_neighbors(batch, self.model.config.k_neighbors, self.nearest)
+        k = self.model.config.k_neighbors
+        return super().encode(with_neighbors(flat, k, self.nearest))
 
-    def neighbors(self, encoding: Batch, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
+    def neighbors(self, encoding: PaddedStructures, b: int) -> Graph:
         """E_idx [L, K] of structure b, and where its slots are real: read off."""
-        assert encoding.E_idx is not None  # `encode` has seen to it
-        valid = encoding.valid[b]
-        E_idx = encoding.E_idx[b, valid]
-        return E_idx.cpu().numpy(), valid[E_idx].cpu().numpy()
+        alone = encoding.flat.alone(b)
+        assert alone.E_idx is not None  # `encode` has seen to it
+        return alone.E_idx, np.ones_like(alone.E_idx, bool)
 
 
 class BallTreeEngine(_TreeEngine):

@@ -1,73 +1,62 @@
-"""Networks that letters never enter: one pass, whatever is asked, then all draws at once.
+"""Networks in which no residue sees another's type: one pass, then all residues at once.
 
-Such a network was trained with every neighbor unseen, so its distributions are p(s_i | X). Ranks
-and letters are left out here, at one place, for every engine and every caller: no job can make
-the network look at letters that it was never shown.
+Such a network was trained with every neighbor masked, so its distributions are p(s_i | X). Ranks
+and residue types are dropped here, in one place, for every engine and every caller: no job can make
+the network read residue types that it was never trained with.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from mpnn.batch import Batch
-from mpnn.decoding import IntArray, Job, Samples, draw, on_device, slot_of
-from mpnn.optimizations import Engine
+from mpnn.flat import Flat
+from mpnn.sampling import Job, Samples, sample_all
+from mpnn.schedule import Graph, IntArray
+
+if TYPE_CHECKING:
+    from mpnn.optimizations import Engine
 
 
-class OneShotEngine:
-    """Another engine, asked for its unconditional distributions alone."""
+class UnconditionalEngine:
+    """Scores and samples from p(s_i | X) alone."""
+
+    def unconditional(self, encoding: Any, S: IntArray) -> NDArray[np.floating]:
+        """p(s_i | X) as log-probabilities [R, 21]; S [R] is any sequence of the structures."""
+        raise NotImplementedError
+
+    def log_probs(self, encoding: Any, S: IntArray, rank: IntArray) -> NDArray[np.floating]:
+        """p(s_i | X) as [N, R, 21], whatever the N sequences and ranks."""
+        return np.repeat(self.unconditional(encoding, S[0])[None], len(rank), 0)
+
+    def sample(self, encoding: Any, job: Job) -> Samples:
+        """Samples all residues at once; all N sequences come from one pass."""
+        return sample_all(self.unconditional(encoding, job.S), job)
+
+
+class OneShotEngine(UnconditionalEngine):
+    """Another engine that computes unconditional distributions alone."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.device, self.dtype = engine.device, engine.dtype
 
-    def encode(self, batch: Batch) -> Any:
+    def encode(self, flat: Flat) -> Any:
         """What the other engine encodes."""
-        return self.engine.encode(batch)
+        return self.engine.encode(flat)
 
-    def neighbors(self, encoding: Any, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
-        """E_idx [L, K] of structure b on the host, and False where a slot is padding."""
+    def neighbors(self, encoding: Any, b: int) -> Graph:
+        """What the other engine finds."""
         return self.engine.neighbors(encoding, b)
 
     def synchronize(self) -> None:
-        """Waits for the other engine."""
+        """Blocks until the other engine has finished all work."""
         self.engine.synchronize()
 
-    def log_probs(self, encoding: Any, S: IntArray, rank: IntArray) -> NDArray[np.floating]:
-        """p(s_i | X) as [B, N, L, 21], whatever the N letters and ranks of a structure."""
-        log_probs = self.engine.log_probs(encoding, S[:, :1], np.zeros_like(rank[:, :1]))
-        return np.repeat(log_probs, S.shape[1], axis=1)
-
-    def sample(self, encoding: Any, job: Job) -> Samples:
-        """All samples from one pass."""
-        return draw_all(self.log_probs(encoding, job.S[:, None], job.rank[:, :1])[:, 0], job)
-
-
-def draw_all(log_probs: NDArray[np.floating], job: Job) -> Samples:
-    """Draws every letter of a job from the structures' distributions [B, L, 21]."""
-    B, N, L = job.rank.shape
-    host = torch.device("cpu")
-    everyone = np.broadcast_to(log_probs[:, None], (B, N, *log_probs.shape[1:]))
-    group = np.broadcast_to(job.tie_group[:, None], (B, N, L))
-    sample = np.arange(B * N).reshape(B, N, 1)
-    gumbel = np.take_along_axis(job.gumbel, group[..., None], 2)  # that of the group's first
-
-    def rows(x: NDArray[np.generic], *shape: int) -> torch.Tensor:
-        flat = on_device(np.broadcast_to(x, (B, N, L, *shape)).reshape(B * N * L, *shape), host)
-        return flat.to(logits.dtype) if flat.is_floating_point() else flat
-
-    logits = on_device(everyone.reshape(B * N * L, -1), host)
-    drawn = draw(
-        logits,
-        rows(gumbel, gumbel.shape[-1]),
-        rows(job.temperature[:, None]),
-        rows(job.bias[:, None], job.bias.shape[-1]),
-        slot_of(rows(sample * L + group)) if job.tied else None,
-        rows(job.tie_weight[:, None]),
-    )
-    S = np.where(job.designed[:, None], drawn.numpy().reshape(B, N, L), job.S[:, None])
-    return Samples(S, everyone.copy())
+    def unconditional(self, encoding: Any, S: IntArray) -> NDArray[np.floating]:
+        """The other engine's scores [R, 21] with no neighbor visible."""
+        one = S[None]  # one sequence, as all give the same
+        scored: NDArray[np.floating] = self.engine.log_probs(encoding, one, np.zeros_like(one))[0]
+        return scored

@@ -4,7 +4,7 @@ The score pass of a structure is the graph `encode`, then the graph `score`; sam
 then `step` once for each wavefront. Both halves of the pass in one graph take no less time.
 
 **Lengths are dynamic.** The first axis of every input is exported as a variable one, from two
-made-up samples of five residues; one graph serves all sizes, 1 included. `topk` stays outside
+example samples of five residues; one graph serves all sizes, 1 included. `topk` stays outside
 (`staged`): its K would have to vary too, and of equal distances ONNX takes the first, torch any.
 
 **Cache.** One graph and one session of each program for each engine, in memory and with the weights
@@ -34,8 +34,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from mpnn.batch import Batch
 from mpnn.errors import InputError
+from mpnn.flat import Flat
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import check_neighbors
 from mpnn.optimizations.exact.workers import denormals_are_flushed
@@ -52,8 +52,7 @@ PROVIDERS = {
 class OnnxEngine(StagedEngine):
     """The staged engine with its programs run by ONNX Runtime, exported when they are first run.
 
-    Inputs and outputs are host arrays, whatever runs the graphs: `device` is the CPU, and batches
-    from elsewhere are moved to it.
+    Inputs and outputs are host arrays, whatever runs the graphs, so `device` is always "cpu".
 
     Attributes:
         provider: the execution provider that runs the graphs.
@@ -65,31 +64,28 @@ class OnnxEngine(StagedEngine):
         InputError: the device has no provider in this build, or the model is not float32.
     """
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         self.provider = find_provider(torch.device(device).type)
         super().__init__(model, "cpu")
-        if self.dtype != torch.float32:
+        if self.dtype != "float32":
             raise InputError(f"engine onnx: takes float32 weights, not {self.dtype}")
         self.graphs: dict[str, bytes] = {}
         self.sessions: dict[str, Any] = {}
 
-    def encode(self, batch: Batch) -> StagedEncoding:
-        """Moves the batch to the host, finds the neighbors and runs the encoder.
+    def encode(self, flat: Flat) -> StagedEncoding:
+        """Finds the neighbors and runs the encoder.
 
         Raises:
-            InputError: the batch brings more neighbors than the graphs have room for.
+            InputError: more neighbors are given than the graphs have room for.
         """
-        check_neighbors(batch, self.model.config.k_neighbors)
-        host: dict[str, Any] = {
-            name: x if x is None else x.cpu() for name, x in vars(batch).items()
-        }
-        return super().encode(Batch(**host))
+        check_neighbors(flat, self.model.config.k_neighbors)
+        return super().encode(flat)
 
     def run(self, stage: str, *inputs: Tensor) -> Any:
         """Runs one graph, exported before if it is the first time."""
         if stage not in self.sessions:
             start = time.perf_counter()
-            given = example(stage, self.model.config, self.dtype)
+            given = example(stage, self.model.config, self.torch_dtype)
             self.graphs[stage] = export(self.stages[stage], given)
             self.sessions[stage] = load(self.graphs[stage], self.provider)
             self.compile_seconds[stage] = time.perf_counter() - start
@@ -120,7 +116,7 @@ def find_provider(device: str) -> str:
 def export(stage: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     """The ONNX model of one program, the first axis of every input variable."""
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
-    with _no_advice():
+    with _without_warnings():
         program = torch.onnx.export(
             stage, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False
         )
@@ -141,8 +137,8 @@ def load(graph: bytes, provider: str) -> Any:
 
 
 @contextmanager
-def _no_advice() -> Iterator[None]:
-    """Keeps from users what the exporter says of its own deprecations, and of torchvision."""
+def _without_warnings() -> Iterator[None]:
+    """Silences the exporter's warnings about its own deprecations and about torchvision."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

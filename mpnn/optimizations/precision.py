@@ -1,4 +1,4 @@
-"""The reference in fewer bits: the whole network in a half type, or its Linear layers alone.
+"""The reference in reduced precision: the whole network in a half type, or its Linear layers alone.
 
 Coordinates, distances, the choice of neighbors, radial functions and log-probabilities stay in
 float32 in every engine here; so `dtype`, the type of what goes in and comes out, is float32.
@@ -8,8 +8,8 @@ of 0.06 Å and one in bfloat16 of 0.5 Å, so residues get other neighbors; and f
 float32 come radial functions in float32, which no half Linear layer takes. Two hooks are the whole
 remedy: the edge embedding rounds its input, and the output layer widens its result.
 
-float16 products are slow where the processor has none (x86 before avx512_fp16); bfloat16 ones are
-fast from avx512_bf16 on. int8 products go through `torch._int_mm`, which has no MPS kernel, and on
+float16 matmuls are slow where the processor has none (x86 before avx512_fp16); bfloat16 ones are
+fast from avx512_bf16 on. int8 matmuls go through `torch._int_mm`, which has no MPS kernel, and on
 CUDA none for the 21 letters.
 """
 
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mpnn.batch import Batch
 from mpnn.errors import InputError
+from mpnn.flat import Flat
 from mpnn.model import ProteinMPNN
-from mpnn.optimizations.reference import ReferenceEngine
+from mpnn.optimizations.reference import PaddedStructures, ReferenceEngine
 
 INT8_MAX = 127
 SMALLEST_SCALE = 1e-30
@@ -38,13 +38,15 @@ class _NarrowEngine(ReferenceEngine):
 
     narrow: torch.dtype
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         super().__init__(narrowed(model, self.narrow), device)
-        self.dtype = torch.float32
+        self.dtype = "float32"
 
-    def encode(self, batch: Batch) -> Batch:
-        """Rounds the mask alone, which is exact: a float32 factor would widen what it meets."""
-        return replace(batch, mask=batch.mask.to(self.narrow))
+    def encode(self, flat: Flat) -> PaddedStructures:
+        """Rounds the mask alone, which is exact: a float32 factor would widen the product."""
+        encoding = super().encode(flat)
+        batch = replace(encoding.batch, mask=encoding.batch.mask.to(self.narrow))
+        return replace(encoding, batch=batch)
 
 
 class HalfEngine(_NarrowEngine):
@@ -60,9 +62,9 @@ class BFloat16Engine(_NarrowEngine):
 
 
 class MixedEngine(ReferenceEngine):
-    """Weights of Linear layers in float16; biases, activations and products in float32."""
+    """Weights of Linear layers in float16; biases, activations and matmuls in float32."""
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         super().__init__(with_linears(model, HalfWeightLinear), device)
 
 
@@ -73,9 +75,9 @@ class Int8Engine(ReferenceEngine):
         InputError: the device is not the CPU.
     """
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         if torch.device(device).type != "cpu":
-            raise InputError(f"int8 products run on the CPU alone, not on {device}; take cpu")
+            raise InputError(f"int8 matmuls run on the CPU alone, not on {device}; take cpu")
         super().__init__(with_linears(model, Int8Linear), device)
 
 

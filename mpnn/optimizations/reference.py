@@ -1,4 +1,4 @@
-"""The yardstick: the reference network, run in the published way.
+"""The reference network, run in the published way.
 
 Every sample is a copy of the structure that is encoded again; all 25 atom pairs are measured over
 all L × L residues; the order mask is a product of permutation matrices, O(L³); residues are decoded
@@ -8,7 +8,6 @@ be fast: speed-ups are stated against it, and sequences must equal its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,69 +18,91 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mpnn import graph
-from mpnn.batch import Batch
-from mpnn.decoding import IntArray, Job, Samples, draw, on_device, slot_of
-from mpnn.model import DecoderLayer, ProteinMPNN
-from mpnn.optimizations import own, synchronize
+from mpnn.flat import Flat
+from mpnn.model import Batch, DecoderLayer, ProteinMPNN
+from mpnn.optimizations.tensors import TensorRows, name_of, on_device, own, synchronize
+from mpnn.sampling import Job, Samples
+from mpnn.schedule import Graph, IntArray, StepRows
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedStructures:
+    """Structures laid end to end, and padded on the device."""
+
+    flat: Flat
+    batch: Batch
 
 
 class ReferenceEngine:
     """Encodes every copy, decodes residue by residue, scores in a second pass."""
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
-        self.device = torch.device(device)
-        self.model = own(model, self.device)
-        self.dtype = next(model.parameters()).dtype
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
+        self.device = device
+        self.model = own(model, device)
+        self.dtype = name_of(next(model.parameters()).dtype)
 
-    def encode(self, batch: Batch) -> Batch:
-        """Nothing: the published way encodes each copy when it is used."""
-        return batch
+    def encode(self, flat: Flat) -> PaddedStructures:
+        """Pads the structures alone: the published way encodes each copy when it is used."""
+        return PaddedStructures(
+            flat, Batch.from_flat(flat, self.device, getattr(torch, self.dtype))
+        )
 
-    def neighbors(self, encoding: Batch, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
-        """E_idx [L, K] of structure b, and where its slots are real."""
-        valid = encoding.valid[b]
-        E_idx = self.model.features.neighbors(encoding)[0][b, valid]
+    def neighbors(self, encoding: PaddedStructures, b: int) -> Graph:
+        """E_idx [L, K] of structure b, and False where a neighbor slot is padding."""
+        valid = encoding.batch.valid[b]
+        E_idx = self.model.features.neighbors(encoding.batch)[0][b, valid]
         return E_idx.cpu().numpy(), valid[E_idx].cpu().numpy()
 
     def synchronize(self) -> None:
-        """Waits for the device."""
+        """Blocks until the device has finished all work."""
         synchronize(self.device)
 
     @torch.inference_mode()
-    def log_probs(self, encoding: Batch, S: IntArray, rank: IntArray) -> NDArray[np.floating]:
+    def log_probs(
+        self, encoding: PaddedStructures, S: IntArray, rank: IntArray
+    ) -> NDArray[np.floating]:
         """One full forward pass over N copies of every structure."""
-        B, N, L = S.shape
-        batch = encoding.repeat(N)
-        order = on_device(rank, self.device).flatten(0, 1)
-        log_p = self.model.decode(
-            published_encode(self.model, batch),
-            on_device(S, self.device).flatten(0, 1),
-            order,
-            batch.mask,
-        )
-        return log_p.reshape(B, N, L, -1).cpu().numpy()
+        copies, batch = encoding.flat.repeat(len(S)), repeated(encoding.batch, len(S))
+
+        def padded(x: IntArray) -> Tensor:
+            return on_device(copies.padded(x.ravel()), self.device)
+
+        encoded = published_encode(self.model, batch)
+        log_p = self.model.decode(encoded, padded(S), padded(rank), batch.mask).cpu().numpy()
+        return copies.unpadded(log_p).reshape(*S.shape, -1)
 
     @torch.inference_mode()
-    def sample(self, encoding: Batch, job: Job) -> Samples:
-        """Decodes all copies in step, one rank after another, then scores what was drawn."""
-        B, N, L = job.rank.shape
-        batch = encoding.repeat(N)
-        decoder = _Decoder(self.model, batch, _copies(job, self.device, self.dtype), job.tied)
-        for rows in one_at_a_time(job.rank.reshape(B * N, L)):
-            decoder.step(*(on_device(r, self.device) for r in rows))
-        S = decoder.S.reshape(B, N, L).cpu().numpy()
+    def sample(self, encoding: PaddedStructures, job: Job) -> Samples:
+        """Decodes all copies together, one step after another, then scores the sequences."""
+        decoder = _Decoder(self.model, encoding, job, self.device)
+        rows = StepRows.of(job, self.steps(encoding, job))
+        for now in TensorRows.of(rows, self.device, getattr(torch, self.dtype)).steps():
+            decoder.step(now)
+        S = decoder.S.cpu().numpy()[decoder.copies.valid].reshape(job.rank.shape)
         return Samples(S, self.log_probs(encoding, S, job.rank))
 
+    def steps(self, encoding: PaddedStructures, job: Job) -> IntArray:  # noqa: ARG002 – for others
+        """The published schedule: step of every residue [N, R], one residue of each copy a step.
 
-def one_at_a_time(rank: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
-    """The published schedule: copies and residues [R] of every rank in turn, rank [B·N, L].
+        Tied residues share a step.
+        """
+        return job.rank + 1
 
-    Each step takes one residue of every copy, or one tied group of it.
-    """
-    for r in range(int(rank.max()) + 1):
-        copy, residue = np.nonzero(rank == r)
-        if len(copy):
-            yield copy, residue
+
+def repeated(batch: Batch, n: int) -> Batch:
+    """Returns n copies of all structures, one set after another, as `Flat.repeat` does."""
+
+    def copies(t: Tensor) -> Tensor:
+        return t.repeat(n, *[1] * (t.dim() - 1))
+
+    return Batch(
+        X=copies(batch.X),
+        mask=copies(batch.mask),
+        residue_idx=copies(batch.residue_idx),
+        chain_encoding=copies(batch.chain_encoding),
+        valid=copies(batch.valid),
+        E_idx=None if batch.E_idx is None else copies(batch.E_idx),
+    )
 
 
 def published_encode(model: ProteinMPNN, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -116,58 +137,30 @@ def published_visibility(rank: Tensor) -> Tensor:
     return mask * (rank[:, None, :] != rank[:, :, None])
 
 
-@dataclass(frozen=True)
-class _Copies:
-    """A job with one row for each copy, on the device."""
-
-    S: Tensor  # [B·N, L]
-    designed: Tensor  # [B·N, L] bool
-    rank: Tensor  # [B·N, L]
-    gumbel: Tensor  # [B·N, L, 21]
-    temperature: Tensor  # [B·N]
-    bias: Tensor  # [B·N, L, 21]
-    tie_group: Tensor  # [B·N, L]
-    tie_weight: Tensor  # [B·N, L]
-
-
-def _copies(job: Job, device: torch.device, dtype: torch.dtype) -> _Copies:
-    B, N, _ = job.rank.shape
-
-    def each(x: NDArray[np.generic]) -> Tensor:
-        t = on_device(x, device)
-        return (t.to(dtype) if t.is_floating_point() else t).repeat_interleave(N, 0)
-
-    def flat(x: NDArray[np.generic]) -> Tensor:
-        t = on_device(x, device).flatten(0, 1)
-        return t.to(dtype) if t.is_floating_point() else t
-
-    return _Copies(
-        each(job.S),
-        each(job.designed),
-        flat(job.rank),
-        flat(job.gumbel),
-        on_device(job.temperature, device).to(dtype).repeat(B),
-        each(job.bias),
-        each(job.tie_group),
-        each(job.tie_weight),
-    )
-
-
 class _Decoder:
-    """State of the published sampler: the letters so far and every layer's node vectors."""
+    """State of the published sampler: residue types so far and every layer's node vectors."""
 
-    def __init__(self, model: ProteinMPNN, batch: Batch, job: _Copies, tied: bool) -> None:
-        self.model, self.job, self.mask, self.tied = model, job, batch.mask, tied
+    def __init__(
+        self, model: ProteinMPNN, encoding: PaddedStructures, job: Job, device: str
+    ) -> None:
+        N = len(job.rank)
+        batch = repeated(encoding.batch, N)
+        self.copies = copies = encoding.flat.repeat(N)
+        self.model, self.mask = model, batch.mask
         self.h_V, self.h_E, self.E_idx, self.neighbor_mask = published_encode(model, batch)
-        self.see = published_visibility(job.rank).gather(-1, self.E_idx) > 0  # [B·N, L, K]
+        rank = on_device(copies.padded(job.rank.ravel()), device)
+        self.see = published_visibility(rank).gather(-1, self.E_idx) > 0  # [N·B, L, K]
         layers = len(model.decoder_layers)
         self.stack = [self.h_V] + [torch.zeros_like(self.h_V) for _ in range(layers)]
-        self.S = job.S.clone()
+        self.S = on_device(copies.padded(np.tile(job.S, N)), device)
+        self.copy = on_device(copies.structure, device)  # of row n·R + i
+        position = np.arange(copies.size) - copies.first_row
+        self.position = on_device(position, device)
 
-    def step(self, copy: Tensor, residue: Tensor) -> None:
-        """Computes the residues [R] of the copies [R], and draws letters for the designed ones."""
-        at = (copy, residue)
-        E_idx, see = self.E_idx[at], self.see[at][..., None]  # [R, K], [R, K, 1]
+    def step(self, now: TensorRows) -> None:
+        """Computes the rows of one step and samples those that are designed."""
+        at = copy, _ = self.copy[now.row], self.position[now.row]
+        E_idx, see = self.E_idx[at], self.see[at][..., None]  # [M, K], [M, K, 1]
         neighbor = (copy[:, None], E_idx)
         mask = self.mask[at]
         s_j = self.model.W_s(self.S[neighbor]) * see
@@ -179,13 +172,4 @@ class _Decoder:
                 self.stack[n][at], h_ESV, mask, self.neighbor_mask[at]
             )
         logits = self.model.W_out(self.stack[-1][at])
-        group = self.job.tie_group[at]
-        drawn = draw(
-            logits,
-            self.job.gumbel[copy, group],
-            self.job.temperature[copy],
-            self.job.bias[at],
-            slot_of(copy * self.S.shape[1] + group) if self.tied else None,
-            self.job.tie_weight[at],
-        )
-        self.S[at] = torch.where(self.job.designed[at], drawn, self.S[at])
+        self.S[at] = now.sample(logits, self.S[at])

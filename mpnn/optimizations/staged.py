@@ -3,7 +3,7 @@
 | program  | inputs → outputs | run |
 | -------- | ---------------- | --- |
 | `encode` | atoms, chains, neighbors → h_V, h_E | once for each batch |
-| `score`  | h_V, h_E, letters, ranks → log-probabilities | once for each given sequence |
+| `score`  | h_V, h_E, residue types, ranks → log-probabilities | once for each given sequence |
 | `step`   | the state of decoding, some residues → their logits and states | in every wavefront |
 
 A whole score pass is `encode`, then `score`. What a compiler would trip over stays outside:
@@ -15,12 +15,11 @@ A whole score pass is `encode`, then `score`. What a compiler would trip over st
   So no axis counts structures, nothing is padded, and the first axis of every input is the only one
   whose size varies: T residues, M residues of a step, or N·T rows of N samples. Row n·T + t is
   residue t of sample n.
-- Draws, and writing into the state of decoding.
+- Sampling, and writing into the state of decoding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,14 +29,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mpnn import graph
-from mpnn.batch import Batch
 from mpnn.config import ModelConfig
-from mpnn.decoding import IntArray, Job, Samples, draw, on_device, slot_of, wavefront
+from mpnn.flat import Flat
 from mpnn.model import DecoderLayer, ProteinMPNN
-from mpnn.optimizations import own, synchronize
+from mpnn.optimizations.exact.graph import FlatGraph
+from mpnn.optimizations.tensors import TensorRows, name_of, on_device, own, synchronize
+from mpnn.sampling import Job, Samples
+from mpnn.schedule import Graph, IntArray, StepRows, steps_of
 
 
-class Encode(nn.Module):
+class EncodeStage(nn.Module):
     """Edge features and encoder."""
 
     def __init__(self, model: ProteinMPNN) -> None:
@@ -56,7 +57,7 @@ class Encode(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """X [T, 4, 3]; mask, residue_idx, chain_encoding [T]; the rest [T, K] -> [T, C], [T, K, C].
 
-        `real` is 0 where a slot holds no neighbor, and D the distances of the neighbors in Å.
+        `real` is 0 where a neighbor slot is padding, and D the distances of the neighbors in Å.
         """
         X, mask, E_idx, D = X[None], mask[None], E_idx[None], D[None]
         offsets = graph.relative_positions(residue_idx[None], chain_encoding[None], E_idx)
@@ -70,8 +71,8 @@ class Encode(nn.Module):
         return h_V[0], h_E[0]
 
 
-class Score(nn.Module):
-    """The decoder over all residues at once, letters given."""
+class ScoreStage(nn.Module):
+    """The decoder over all residues at once, residue types given."""
 
     def __init__(self, model: ProteinMPNN) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class Score(nn.Module):
         return self.model.decode(encoded, S[None], rank[None], mask[None])[0]
 
 
-class Step(nn.Module):
+class StepStage(nn.Module):
     """The decoder for some residues whose earlier neighbors are all decoded."""
 
     def __init__(self, model: ProteinMPNN) -> None:
@@ -109,7 +110,7 @@ class Step(nn.Module):
         mask: Tensor,
         S: Tensor,
         rank: Tensor,
-        shown: Tensor,
+        states: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One step for M rows.
 
@@ -120,28 +121,32 @@ class Step(nn.Module):
             E_idx: [T, K].
             real: [T, K].
             mask: [T].
-            S: [N·T] letters so far.
+            S: [N·T] residue types so far.
             rank: [N·T].
-            shown: [N·T, layers, C]; what each layer reads of a row: the encoder's state for the
+            states: [N·T, layers, C], input of each layer from a row: the encoder's state for the
                 first, for the others that of the layer before.
 
         Returns:
-            Logits [M, 21], and what the rows show from now on, [M, layers, C].
+            Logits [M, 21], and the new states of the rows, [M, layers, C].
         """
         neighbor = (row - residue)[:, None] + E_idx[residue]  # [M, K]
         see = (rank[neighbor] < rank[row][:, None])[..., None]  # [M, K, 1]
         s_j = self.W_s(S[neighbor]) * see
         h_E, real, mask = h_E[residue], real[residue], mask[residue]
-        h_j = shown[neighbor]  # [M, K, layers, C]
-        states = [shown[row, 0]]
+        h_j = states[neighbor]  # [M, K, layers, C]
+        h = [states[row, 0]]
         for n, layer in enumerate(cast(list[DecoderLayer], list(self.layers))):
             h_ESV = torch.cat([h_E, s_j, torch.where(see, h_j[:, :, n], h_j[:, :, 0])], -1)
             h_ESV = mask[:, None, None] * h_ESV
-            states.append(layer.update_nodes(states[-1], h_ESV, mask, real))
-        return self.W_out(states[-1]), torch.stack(states[:-1], 1)
+            h.append(layer.update_nodes(h[-1], h_ESV, mask, real))
+        return self.W_out(h[-1]), torch.stack(h[:-1], 1)
 
 
-STAGES: dict[str, type[nn.Module]] = {"encode": Encode, "score": Score, "step": Step}
+STAGES: dict[str, type[nn.Module]] = {
+    "encode": EncodeStage,
+    "score": ScoreStage,
+    "step": StepStage,
+}
 """Name of a program to its module, made from the model."""
 
 
@@ -171,37 +176,17 @@ def example(stage: str, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor
 
 @dataclass(frozen=True, eq=False)
 class StagedEncoding:
-    """A batch end to end, its graph, and what `encode` made of it."""
+    """The structures' graph with as many neighbor slots as the network has, and `encode` of it."""
 
-    valid: NDArray[np.bool_]  # [B, L]
-    E_idx: Tensor  # [T, K] int64; the residue itself where a slot holds no neighbor
-    real: Tensor  # [T, K]
-    mask: Tensor  # [T]
+    graph: FlatGraph
+    real: Tensor  # [T, K], 0 where a neighbor slot is padding
     h_V: Tensor  # noqa: N815 – [T, C]
     h_E: Tensor  # noqa: N815 – [T, K, C]
 
     @property
-    def lengths(self) -> IntArray:
-        """Residues of each structure, [B]."""
-        lengths: IntArray = self.valid.sum(1)
-        return lengths
-
-    @property
-    def first(self) -> IntArray:
-        """First residue of each structure, [B]."""
-        return self.lengths.cumsum() - self.lengths
-
-    def rows(self, padded: NDArray[Any]) -> NDArray[Any]:
-        """[B, N, L, ...] -> [N·T, ...]."""
-        flat = np.swapaxes(padded, 0, 1)[:, self.valid]
-        return flat.reshape(-1, *flat.shape[2:])
-
-    def padded(self, rows: Tensor) -> NDArray[Any]:
-        """[N·T, ...] -> [B, N, L, ...], 0 at the padding."""
-        flat = rows.cpu().numpy().reshape(-1, len(self.mask), *rows.shape[1:])
-        padded = np.zeros((len(flat), *self.valid.shape, *rows.shape[1:]), flat.dtype)
-        padded[:, self.valid] = flat
-        return np.swapaxes(padded, 0, 1)
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The part of a decoder program's inputs that depends on the structures alone."""
+        return self.h_E, self.graph.E_idx, self.real, self.graph.mask
 
 
 class StagedEngine:
@@ -211,20 +196,21 @@ class StagedEngine:
     the rest of its gain over the reference is not.
 
     Attributes:
-        compile_seconds: what each compilation so far took, by the name of the program, followed by
-            sizes of that call where a program does not serve all. Timings that are to be free of it
-            call with every shape once before.
+        compile_seconds: seconds of each compilation so far, by the name of the program, followed by
+            sizes of that call where a program does not serve all. Timings without it need one call
+            with every shape first.
     """
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
-        self.device = torch.device(device)
-        self.model = own(model, self.device)
-        self.dtype = model.W_e.weight.dtype
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
+        self.device = device
+        self.model = own(model, device)
+        self.torch_dtype = model.W_e.weight.dtype
+        self.dtype = name_of(self.torch_dtype)
         self.stages = {name: make(self.model).eval() for name, make in STAGES.items()}
         self.compile_seconds: dict[str, float] = {}
 
     def synchronize(self) -> None:
-        """Waits for the device."""
+        """Blocks until the device has finished all work."""
         synchronize(self.device)
 
     def run(self, stage: str, *inputs: Tensor) -> Any:
@@ -232,106 +218,44 @@ class StagedEngine:
         return self.stages[stage](*inputs)
 
     @torch.inference_mode()
-    def encode(self, batch: Batch) -> StagedEncoding:
-        """Finds the neighbors, drops the padding, and runs `encode`."""
-        found, D = self.model.features.neighbors(batch)
-        valid, start = batch.valid, batch.lengths.cumsum(0) - batch.lengths
-        spare = max(self.model.config.k_neighbors - found.shape[-1], 0)
-        real = nn.functional.pad(graph.gather_nodes(valid, found)[valid], (0, spare))  # [T, K]
-        E_idx = nn.functional.pad((found + start[:, None, None])[valid], (0, spare))
-        E_idx = torch.where(real, E_idx, torch.arange(len(E_idx), device=E_idx.device)[:, None])
-        D = nn.functional.pad(D[valid], (0, spare)).masked_fill(~real, 0.0)
-        mask, neighbor_mask = batch.mask[valid], real.to(D.dtype)
-        chains = batch.residue_idx[valid], batch.chain_encoding[valid]
-        h_V, h_E = self.run("encode", batch.X[valid], mask, *chains, E_idx, D, neighbor_mask)
-        return StagedEncoding(valid.cpu().numpy(), E_idx, neighbor_mask, mask, h_V, h_E)
+    def encode(self, flat: Flat) -> StagedEncoding:
+        """Finds the neighbors and runs `encode`."""
+        k = self.model.config.k_neighbors
+        g = FlatGraph.of(flat, k, self.device, self.torch_dtype, slots=k)
+        real = torch.ones_like(g.D) if g.neighbor_mask is None else g.neighbor_mask
+        chains = g.residue_idx, g.chain_encoding
+        h_V, h_E = self.run("encode", g.X, g.mask, *chains, g.E_idx, g.D, real)
+        return StagedEncoding(g, real, h_V, h_E)
 
-    def neighbors(self, encoding: StagedEncoding, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
-        """E_idx [L, K] of structure b within itself, and where its slots are real."""
-        first, length = int(encoding.first[b]), int(encoding.lengths[b])
-        rows = slice(first, first + length)
-        return encoding.E_idx[rows].cpu().numpy() - first, encoding.real[rows].cpu().numpy() > 0
+    def neighbors(self, encoding: StagedEncoding, b: int) -> Graph:
+        """E_idx [L, K] of structure b within itself, and False where a slot is padding."""
+        return encoding.graph.of_structure(b)
 
     @torch.inference_mode()
     def log_probs(
         self, encoding: StagedEncoding, S: IntArray, rank: IntArray
     ) -> NDArray[np.floating]:
         """Runs `score` on one sample after another."""
-        e, T = encoding, len(encoding.mask)
-        given = (torch.split(on_device(e.rows(x), self.device), T) for x in (S, rank))
+        given = on_device(S, self.device), on_device(rank, self.device)
         scored = [
-            self.run("score", e.h_V, e.h_E, e.E_idx, e.real, e.mask, *sample)
+            self.run("score", encoding.h_V, *encoding.inputs, *sample)
             for sample in zip(*given, strict=True)
         ]
-        return e.padded(torch.cat(scored))
+        return torch.stack(scored).cpu().numpy()
 
     @torch.inference_mode()
     def sample(self, encoding: StagedEncoding, job: Job) -> Samples:
-        """Runs `step` once for each depth of what waits for what; scores come from the draws."""
-        e, N = encoding, job.rank.shape[1]
-        S = on_device(e.rows(np.broadcast_to(job.S[:, None], job.rank.shape)), self.device)
-        rank = on_device(e.rows(job.rank), self.device)
-        layers = self.model.config.num_decoder_layers
-        shown = e.h_V[:, None].repeat(N, layers, 1)
-        logits = e.h_V.new_empty(len(S), self.model.W_out.out_features)
-        for now in self._steps(e, job):
-            logits[now.row], shown[now.row] = self.run(
-                "step", now.row, now.residue, e.h_E, e.E_idx, e.real, e.mask, S, rank, shown
-            )
-            S[now.row] = torch.where(now.designed, now.draw(logits[now.row]), S[now.row])
-        return Samples(e.padded(S), e.padded(logits.log_softmax(-1)))
-
-    def _steps(self, encoding: StagedEncoding, job: Job) -> Iterator[_Rows]:
-        """All rows, cut where the wavefront's depth changes."""
-        depth = encoding.rows(self._depth(encoding, job))
-        order = np.argsort(depth, kind="stable")
-        sizes = np.unique(depth, return_counts=True)[1].tolist()
-        leader = (job.tie_group + encoding.first[:, None])[encoding.valid]  # [T]
-        T = len(leader)
-        residue = order % T
-        group = order - residue + leader[residue]
-
-        def cut(x: NDArray[Any]) -> tuple[Tensor, ...]:
-            t = torch.from_numpy(x)
-            dtype = self.dtype if t.is_floating_point() else t.dtype
-            return torch.split(t.to(self.device, dtype), sizes)
-
-        parts = (
-            cut(order),
-            cut(residue),
-            cut(job.designed[encoding.valid][residue]),
-            cut(encoding.rows(job.gumbel)[group]),
-            cut(job.temperature[order // T]),
-            cut(job.bias[encoding.valid][residue]),
-            cut(group) if job.tied else [None] * len(sizes),
-            cut(job.tie_weight[encoding.valid][residue]),
-        )
-        return (_Rows(*row) for row in zip(*parts, strict=True))
-
-    def _depth(self, encoding: StagedEncoding, job: Job) -> IntArray:
-        """How many residues in a row each one waits for, [B, N, L]."""
-        depth = np.zeros_like(job.rank)
-        for b, length in enumerate(encoding.lengths):
-            E_idx, real = self.neighbors(encoding, b)
-            everyone, ties = np.ones(length, bool), job.tie_group[b, :length]
-            depth[b, :, :length] = wavefront(job.rank[b, :, :length], everyone, E_idx, real, ties)
-        return depth
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """The rows [M] of one step with all that their draws need."""
-
-    row: Tensor
-    residue: Tensor
-    designed: Tensor
-    gumbel: Tensor  # [M, 21]
-    temperature: Tensor
-    bias: Tensor  # [M, 21]
-    group: Tensor | None  # row leading each row's tied group
-    weight: Tensor
-
-    def draw(self, logits: Tensor) -> Tensor:
-        """Letters [M] from logits [M, 21]."""
-        slot = None if self.group is None else slot_of(self.group)
-        return draw(logits, self.gumbel, self.temperature, self.bias, slot, self.weight)
+        """Runs `step` once for each depth of dependencies; scores come from sampling."""
+        N, layers = len(job.rank), self.model.config.num_decoder_layers
+        S = on_device(np.tile(job.S, N), self.device)
+        rank = on_device(job.rank.ravel(), self.device)
+        states = encoding.h_V[:, None].repeat(N, layers, 1)
+        logits = encoding.h_V.new_empty(len(S), self.model.W_out.out_features)
+        step = steps_of(job, encoding.graph.all_structures(), known_first=False)
+        rows = TensorRows.of(StepRows.of(job, step), self.device, self.torch_dtype)
+        for now in rows.steps():
+            inputs = (now.row, now.residue, *encoding.inputs, S, rank, states)
+            logits[now.row], states[now.row] = self.run("step", *inputs)
+            S[now.row] = now.sample(logits[now.row], S[now.row])
+        log_probs = logits.log_softmax(-1).view(*job.rank.shape, -1)
+        return Samples(S.view(job.rank.shape).cpu().numpy(), log_probs.cpu().numpy())

@@ -35,7 +35,7 @@ class TorchScriptEngine(StagedEngine):
     `compile_seconds` has one entry for each program: trace, freeze, and the first two runs.
     """
 
-    def __init__(self, model: ProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         super().__init__(model, device)
         self.scripts: dict[str, torch.jit.ScriptModule] = {}
 
@@ -50,7 +50,7 @@ class TorchScriptEngine(StagedEngine):
         return self.scripts[stage](*inputs)
 
     def _traced(self, stage: str) -> torch.jit.ScriptModule:
-        inputs = example(stage, self.model.config, self.dtype)
+        inputs = example(stage, self.model.config, self.torch_dtype)
         inputs = tuple(x.to(self.device) for x in inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

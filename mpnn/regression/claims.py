@@ -179,14 +179,6 @@ CLAIMS: tuple[Claim, ...] = (
         rule=HALF_MINUTE,
         slow=True,
     ),
-    Claim(
-        "jacobi-1x106",
-        "Jacobi iteration instead of the wavefront, one sequence, L=106",
-        "jacobi",
-        "sample-1x106",
-        reference="exact",
-        rule=PASSES,
-    ),
     # Other ways to run the same network.
     Claim("mlx-fusion", "MLX: mx.compile against single launches, whole pass of 2+2/64, k=12",
           "extreme-v2-mlx", "score-1x106",
@@ -249,8 +241,6 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("exact-bfloat16-955", "the same, L=955 in three chains", "exact-bfloat16", "score-955",
           reference="exact", compare=CLOSE, band=0.3, rule=SECONDS_HERE,
           slow=True),
-    Claim("buckets", "eight proteins of 40 to 320 residues, one by one to length buckets",
-          "baseline-buckets-8", "score-8x40-320", rule=SECONDS, slow=True),
     Claim("torch-compile", "torch.compile against the same code uncompiled", "compiled",
           "score-1x106", Published("", 0.99, "–"), reference="staged", rule=LIBRARY),
     Claim("torchscript", "TorchScript against the same code uncompiled", "torchscript",

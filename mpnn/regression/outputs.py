@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpnn.backbone import Backbone
-from mpnn.decoding import FloatArray, IntArray, Job, Samples
 from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.graph import CA
 from mpnn.recovery import agreement, expected_recovery, kl_divergence
 from mpnn.regression.gate import Accuracy
+from mpnn.sampling import Job, Samples
+from mpnn.schedule import FloatArray, IntArray
 from mpnn.weights import Card
 
 RECOVERY_SET = "ts50"
@@ -117,8 +118,8 @@ def _compared(pair: Pair) -> tuple[NDArray[np.floating], NDArray[np.floating], I
     """
     job, subject, reference = pair.job, pair.subject, pair.reference
     first = np.where(subject.S != reference.S, job.rank, job.rank.shape[-1]).min(-1, keepdims=True)
-    counted = job.designed[:, None] & (job.rank <= first)  # [1, N, L]
-    native = np.broadcast_to(job.S[:, None], counted.shape)[counted]
+    counted = job.designed & (job.rank <= first)  # [N, L]
+    native = np.broadcast_to(job.S, counted.shape)[counted]
     return subject.log_probs[counted], reference.log_probs[counted], native
 
 

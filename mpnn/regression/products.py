@@ -20,7 +20,7 @@ from mpnn.graph import ATOM_PAIRS, NUM_RBF
 from mpnn.model import FEED_FORWARD
 from mpnn.optimizations.exact.blocks import Affine
 from mpnn.optimizations.exact.encoder import TILE
-from mpnn.optimizations.exact.ragged import tiles
+from mpnn.optimizations.exact.graph import tiles
 from mpnn.optimizations.exact.workers import Buffers, Workers
 from mpnn.regression.roofline import least_seconds
 from mpnn.regression.timing import median

@@ -12,20 +12,9 @@ import numpy as np
 import torch
 
 from mpnn.backbone import Backbone
-from mpnn.batch import Batch
 from mpnn.config import ModelConfig
-from mpnn.decoding import (
-    Constraints,
-    IntArray,
-    Job,
-    Key,
-    Order,
-    Samples,
-    make_job,
-    with_coloured_order,
-)
+from mpnn.flat import Flat
 from mpnn.optimizations import Engine
-from mpnn.optimizations.buckets import length_buckets, padding
 from mpnn.optimizations.exact import ExactEngine
 from mpnn.regression.claims import Claim, Compare
 from mpnn.regression.gate import Accuracy
@@ -40,6 +29,8 @@ from mpnn.regression.outputs import (
 from mpnn.regression.products import bound, parts
 from mpnn.regression.roofline import network_work
 from mpnn.regression.timing import INPUTS, PairedTiming, Side
+from mpnn.sampling import Constraints, Job, Key, Samples, make_job, with_graph_coloring
+from mpnn.schedule import IntArray, Order
 from mpnn.structure import read_structure
 from mpnn.synthetic import made_up_backbone
 from mpnn.variants import Variant, find_variant
@@ -84,7 +75,6 @@ class Workload:
 WORKLOADS: dict[str, Workload] = {
     "score-1x106": Workload(),
     "score-8x106": Workload(proteins=8),
-    "score-8x40-320": Workload(proteins=8, length=180, spread=40),
     **{f"score-1x{bucket}": Workload(length=bucket) for bucket in (64, 128, 256, 512)},
     "score-955": Workload(length=955, chains=3),
     "score-5L33": Workload(structure="5L33"),
@@ -102,40 +92,36 @@ WORKLOADS: dict[str, Workload] = {
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One call's input for one engine: a batch and its job."""
+    """One call's input for one engine: structures and their job."""
 
-    batch: Batch
+    flat: Flat
     job: Job
-    native: IntArray  # [B, N, L]
-    lengths: tuple[int, ...]
+    native: IntArray  # [N, R]
     numbers: tuple[int, ...]  # of its proteins within the input
     order: Order = "random"
 
     def run(self, engine: Engine, sample: bool) -> list[Samples]:
-        """Encodes and scores or samples; one output, of B = 1, for each protein."""
-        encoding = engine.encode(self.batch)
+        """Encodes and scores or samples; one output for each protein."""
+        encoding = engine.encode(self.flat)
         if sample:
             found = engine.sample(encoding, self.ordered(engine, encoding))
         else:
             log_probs = engine.log_probs(encoding, self.native, self.job.rank)
             found = Samples(self.native, log_probs)
         engine.synchronize()
-        return [
-            Samples(found.S[b : b + 1, :, :length], found.log_probs[b : b + 1, :, :length])
-            for b, length in enumerate(self.lengths)
-        ]
+        return [Samples(found.S[:, rows], found.log_probs[:, rows]) for rows in self.flat.slices]
 
     def search(self, engine: Engine) -> list[IntArray]:
         """E_idx [L, K] of each protein, by an engine whose `encode` does no more than find it."""
-        encoding = engine.encode(self.batch)
-        return [engine.neighbors(encoding, b)[0] for b in range(len(self.lengths))]
+        encoding = engine.encode(self.flat)
+        return [engine.neighbors(encoding, b)[0] for b in range(len(self.flat.lengths))]
 
     def ordered(self, engine: Engine, encoding: Any) -> Job:
         """The job under the task's order; finding it is part of the work."""
         if self.order == "random":
             return self.job
-        graphs = [engine.neighbors(encoding, b) for b in range(len(self.lengths))]
-        return with_coloured_order(self.job, graphs)
+        graphs = [engine.neighbors(encoding, b) for b in range(len(self.flat.lengths))]
+        return with_graph_coloring(self.job, graphs)
 
 
 def sides(claim: Claim) -> tuple[Side, Side]:
@@ -180,13 +166,11 @@ def about(claim: Claim, peaks: Mapping[str, float]) -> dict[str, object]:
     """What a stored row says besides its measurement."""
     workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
     card = variant.card if claim.compare is Compare.RECOVERY else None
-    batches = [[workload.lengths[i] for i in batch] for batch in cut(variant, workload.lengths)]
     row: dict[str, object] = {
         "claim": claim.id,
         "workload": claim.workload,
         "engine": variant.engine,
         "published_speedup": claim.published.speedup if claim.published else None,
-        "padding": padding(*batches),
         "peaks": dict(peaks),
         "recovery_how": card["measured"]["how"] if card else "",
     }
@@ -226,22 +210,19 @@ def make_tasks(
     """Cuts the proteins of one input into batches; the noise does not depend on the cut."""
     keys = [Key(seed, sample, TEMPERATURE) for sample in range(max(1, workload.samples))]
     tasks = []
-    for numbers in cut(variant, [len(protein) for protein in proteins]):
+    for numbers in cut(variant, len(proteins)):
         group = [proteins[i] for i in numbers]
-        batch = Batch.from_backbones(group, variant.device)
+        flat = Flat.from_backbones(group)
         constraints = [constraint(workload, seed, backbone) for backbone in group]
-        job = make_job(batch.S.cpu().numpy(), constraints, keys)
-        native = np.repeat(job.S[:, None], len(keys), axis=1)
-        lengths = tuple(len(backbone) for backbone in group)
-        tasks.append(Task(batch, job, native, lengths, tuple(numbers), variant.order))
+        job = make_job(flat.S, constraints, keys)
+        native = np.tile(flat.S, (len(keys), 1))
+        tasks.append(Task(flat, job, native, tuple(numbers), variant.order))
     return tasks
 
 
-def cut(variant: Variant, lengths: Sequence[int]) -> list[list[int]]:
-    """The variant's batches: numbers of their proteins, whose lengths are given."""
-    if variant.most_padding is not None:
-        return length_buckets(lengths, variant.batch, variant.most_padding)
-    numbers = list(range(len(lengths)))
+def cut(variant: Variant, proteins: int) -> list[list[int]]:
+    """The variant's batches, as numbers of their proteins."""
+    numbers = list(range(proteins))
     return [numbers[first : first + variant.batch] for first in numbers[:: variant.batch]]
 
 
@@ -323,7 +304,7 @@ def usual_way(
         band: for an engine that is close and not equal, see `closeness`; 0 for equal ones.
     """
     variant = find_variant(name)
-    usual = replace(variant, engine="reference", device="cpu", batch=1, most_padding=None)
+    usual = replace(variant, engine="reference", device="cpu", batch=1)
     if usual == replace(variant, device="cpu") or not isinstance(variant.config, ModelConfig):
         return Accuracy(passed=True, text="run in the published way")
     engine = usual.load()

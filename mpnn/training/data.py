@@ -21,8 +21,8 @@ from mpnn import graph
 from mpnn.backbone import Backbone
 from mpnn.config import ALPHABET, UNKNOWN
 from mpnn.datasets import ChainSet
-from mpnn.decoding import rank_of
 from mpnn.errors import InputError
+from mpnn.schedule import rank_of
 
 MIN_LENGTH = 20  # complete residues of known letters that a chain needs to be drawn
 CHAINS, ROUNDS = 2**62, 2**63

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpnn.batch import Batch
 from mpnn.config import NUM_LETTERS, UNKNOWN
 from mpnn.datasets import ChainSet
 from mpnn.errors import InputError
+from mpnn.flat import Flat
 from mpnn.model import ProteinMPNN
-from mpnn.networks import engine_for
+from mpnn.optimizations import load_engine
 from mpnn.output import write_whole
 from mpnn.training import forward
 from mpnn.training.data import Crop, RaggedBatch, fixed_rank
@@ -119,7 +119,7 @@ class Teacher:
         """
         path = find_weights(weights)
         model, _ = load_weights(path)
-        self.engine = engine_for(model, device=device)
+        self.engine = load_engine(model, device=device)
         self.chains = chains
         self.orders, self.mutations = orders, mutations
         digest = hashlib.sha256(path.read_bytes())
@@ -151,12 +151,12 @@ class Teacher:
     def _answer(self, index: int) -> NDArray[np.floating]:
         """Log-probabilities [orders, L, 21] for the complete residues of a chain."""
         backbone = self.chains[index]
-        batch = Batch.from_backbones([backbone], self.engine.device, self.engine.dtype)
-        rank = np.full((1, self.orders, len(backbone)), len(backbone), np.int64)
+        flat = Flat.from_backbones([backbone])
+        rank = np.full((self.orders, len(backbone)), len(backbone), np.int64)
         for order in range(self.orders):
-            rank[0, order, backbone.mask] = fixed_rank(int(backbone.mask.sum()), index, order)
-        S = np.broadcast_to(batch.S[:, None].cpu().numpy(), rank.shape)
-        answers = self.engine.log_probs(self.engine.encode(batch), S, rank)[0]
+            rank[order, backbone.mask] = fixed_rank(int(backbone.mask.sum()), index, order)
+        S = np.broadcast_to(flat.S, rank.shape)
+        answers = self.engine.log_probs(self.engine.encode(flat), S, rank)
         complete: NDArray[np.floating] = answers[:, backbone.mask]
         return complete
 

@@ -19,9 +19,9 @@ from torch.nn.functional import gelu
 
 from mpnn import graph
 from mpnn.model import MESSAGE_SCALE, DecoderLayer, EncoderLayer, MessageLayer, ProteinMPNN
-from mpnn.networks import Network
 from mpnn.ssm import SSM
 from mpnn.training.data import RaggedBatch
+from mpnn.weights import Network
 
 TILE = 512  # edges whose 400 radial features are made at a time: 0.8 MB
 FAR = 9.0  # in units of RBF_SIGMA: exp(−81) = 7e-36 is normal, and exp is 17 times as fast there

@@ -30,7 +30,6 @@ from torch import Tensor
 from mpnn.config import ARCHITECTURES, UNKNOWN
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
-from mpnn.networks import Network, make_network
 from mpnn.optimizations import check_device
 from mpnn.optimizations.exact.workers import flush_denormals
 from mpnn.output import write_whole
@@ -54,7 +53,7 @@ from mpnn.training.settings import (
     check_together,
     learning_rate,
 )
-from mpnn.weights import find_weights, load_checkpoint, save_checkpoint
+from mpnn.weights import Network, find_weights, load_checkpoint, make_network, save_checkpoint
 
 CLIP_NORM = 1.0
 CURVE = ("step", "residues", "validation perplexity", "validation top-1, %")

@@ -6,23 +6,9 @@ outside, in float32. Conversion works on Linux too, prediction on macOS alone.
 
 import logging
 
-# The converter tells, on import and at every conversion, of versions it was not tested with.
+# The converter warns, on import and at every conversion, about versions it was not tested with.
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
-from mpnn.optimizations.coreml.engine import (  # noqa: E402
-    CoreMLCPUEngine,
-    CoreMLEngine,
-    CoreMLGPUEngine,
-    CoreMLInt8Engine,
-    CoreMLPalette4Engine,
-    CoreMLPalette6Engine,
-)
+from mpnn.optimizations.coreml.engine import CoreMLEngine  # noqa: E402
 
-__all__ = [
-    "CoreMLCPUEngine",
-    "CoreMLEngine",
-    "CoreMLGPUEngine",
-    "CoreMLInt8Engine",
-    "CoreMLPalette4Engine",
-    "CoreMLPalette6Engine",
-]
+__all__ = ["CoreMLEngine"]

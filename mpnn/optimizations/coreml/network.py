@@ -51,11 +51,11 @@ class BucketNetwork(nn.Module):
         super().__init__()
         self.config = model.config
         with torch.no_grad():
-            self.encoder, self.decoder = Encoder(model), Decoder(model)
+            self.encoder, self.decoder = BucketEncoder(model), BucketDecoder(model)
 
     def functions(self, bucket: int) -> dict[str, Function]:
         """`encode_L` and `decode_L` for L = `bucket`."""
-        K, C = slots(self.config, bucket), self.config.hidden_dim
+        K, C = slots_of(self.config, bucket), self.config.hidden_dim
         node, slot = (1, 1, 1, bucket), (K, 1, 1, bucket)
         edges = (K, C, 1, bucket)
         graph = {"E_idx": (K, 1, bucket), "slot_weight": slot, "mask": node}
@@ -67,19 +67,21 @@ class BucketNetwork(nn.Module):
         }
 
 
-def slots(config: ModelConfig, bucket: int) -> int:
+def slots_of(config: ModelConfig, bucket: int) -> int:
     """K of a bucket: a structure with fewer residues than k leaves some of them empty."""
     return min(config.k_neighbors, bucket)
 
 
-class Encoder(nn.Module):
+class BucketEncoder(nn.Module):
     """Everything that depends on the structure alone, from edge vectors on."""
 
     def __init__(self, model: ProteinMPNN) -> None:
         super().__init__()
         self.W_e = pointwise(model.W_e.weight, model.W_e.bias)
         layers = cast(list[EncoderLayer], list(model.encoder_layers))
-        self.layers = nn.ModuleList(_EncoderLayer(layer, n == 0) for n, layer in enumerate(layers))
+        self.layers = nn.ModuleList(
+            _BucketEncoderLayer(layer, n == 0) for n, layer in enumerate(layers)
+        )
 
     def forward(
         self, E: Tensor, E_idx: Tensor, slot_weight: Tensor, mask: Tensor
@@ -96,7 +98,7 @@ class Encoder(nn.Module):
             h_V [1, C, 1, L] and h_E [K, C, 1, L].
         """
         P, h_E = selection(E_idx), self.W_e(E)
-        first, *others = cast(list[_EncoderLayer], list(self.layers))
+        first, *others = cast(list[_BucketEncoderLayer], list(self.layers))
         h_V = first.update(None, h_E, slot_weight, mask)
         h_j = neighbors_of(h_V, P)
         h_E = first.update_edges(h_V, h_E, h_j)
@@ -107,13 +109,15 @@ class Encoder(nn.Module):
         return h_V, h_E
 
 
-class Decoder(nn.Module):
+class BucketDecoder(nn.Module):
     """Logits of every residue given the letters that it sees."""
 
     def __init__(self, model: ProteinMPNN) -> None:
         super().__init__()
         layers = cast(list[DecoderLayer], list(model.decoder_layers))
-        self.layers = nn.ModuleList(_DecoderLayer(layer, model.W_s.weight) for layer in layers)
+        self.layers = nn.ModuleList(
+            _BucketDecoderLayer(layer, model.W_s.weight) for layer in layers
+        )
         self.W_out = pointwise(model.W_out.weight, model.W_out.bias)
 
     def forward(
@@ -138,10 +142,10 @@ class Decoder(nn.Module):
             letters: [K, 21, 1, L], 1 at the neighbor's letter where it is seen.
         """
         P = selection(E_idx)
-        h_j = unseen = neighbors_of(h_V, P)
-        for n, layer in enumerate(cast(list[_DecoderLayer], list(self.layers))):
+        h_j = encoder_state = neighbors_of(h_V, P)
+        for n, layer in enumerate(cast(list[_BucketDecoderLayer], list(self.layers))):
             if n > 0:
-                h_j = see * neighbors_of(h_V, P) + (1 - see) * unseen
+                h_j = see * neighbors_of(h_V, P) + (1 - see) * encoder_state
             h_V = layer.update(h_V, torch.cat([h_E, h_j, letters], 1), slot_weight, mask)
         logits: Tensor = self.W_out(h_V)
         return logits
@@ -176,7 +180,7 @@ def neighbors_of(h_V: Tensor, P: Tensor) -> Tensor:
     return (h_V.squeeze(2) @ P).unsqueeze(2)
 
 
-class _Messages(nn.Module):
+class _BucketMessages(nn.Module):
     """gelu(W2 · gelu(W1 · [h_i | edge])), W1 split into its node part and its edge part."""
 
     def __init__(self, W1: Tensor, b1: Tensor, W2: nn.Linear, nodes: bool = True) -> None:
@@ -194,7 +198,7 @@ class _Messages(nn.Module):
         return gelu(self.W2(gelu(x)))
 
 
-class _Norm(nn.Module):
+class _ChannelNorm(nn.Module):
     """LayerNorm over the channels.
 
     The bias is subtracted with its sign turned: the converter would make a scale with an added
@@ -213,16 +217,16 @@ class _Norm(nn.Module):
         return x * torch.rsqrt(variance + self.eps) * self.weight - self.minus_bias
 
 
-class _NodeUpdate(nn.Module):
+class _BucketNodeUpdate(nn.Module):
     """What encoder and decoder layers share: messages, their sum, W3 of it, and the node update."""
 
-    def __init__(self, layer: MessageLayer, messages: _Messages) -> None:
+    def __init__(self, layer: MessageLayer, messages: _BucketMessages) -> None:
         super().__init__()
         scale = 1 / (SLOT_WEIGHT * MESSAGE_SCALE)
         self.messages = messages
         self.W3 = pointwise(layer.W3.weight * scale)
         self.b3 = per_channel(layer.W3.bias * scale)
-        self.norm1, self.norm2 = _Norm(layer.norm1), _Norm(layer.norm2)
+        self.norm1, self.norm2 = _ChannelNorm(layer.norm1), _ChannelNorm(layer.norm2)
         self.W_in = pointwise(layer.dense.W_in.weight, layer.dense.W_in.bias)
         self.W_out = pointwise(layer.dense.W_out.weight, layer.dense.W_out.bias)
 
@@ -237,16 +241,16 @@ class _NodeUpdate(nn.Module):
         return cast(Tensor, h * mask)
 
 
-class _EncoderLayer(_NodeUpdate):
+class _BucketEncoderLayer(_BucketNodeUpdate):
     """Nodes from messages, then edges in the same way."""
 
     def __init__(self, layer: EncoderLayer, first: bool) -> None:
         C = layer.W2.out_features
         W1 = layer.W1.weight[:, : 2 * C] if first else layer.W1.weight
-        super().__init__(layer, _Messages(W1, layer.W1.bias, layer.W2, nodes=not first))
-        self.edge_messages = _Messages(layer.W11.weight, layer.W11.bias, layer.W12)
+        super().__init__(layer, _BucketMessages(W1, layer.W1.bias, layer.W2, nodes=not first))
+        self.edge_messages = _BucketMessages(layer.W11.weight, layer.W11.bias, layer.W12)
         self.W13 = pointwise(layer.W13.weight, layer.W13.bias)
-        self.norm3 = _Norm(layer.norm3)
+        self.norm3 = _ChannelNorm(layer.norm3)
 
     def update_edges(self, h_V: Tensor, h_E: Tensor, h_j: Tensor) -> Tensor:
         """h_E [K, C, 1, L] -> the same, updated."""
@@ -254,10 +258,10 @@ class _EncoderLayer(_NodeUpdate):
         return cast(Tensor, self.norm3(h_E + message))
 
 
-class _DecoderLayer(_NodeUpdate):
+class _BucketDecoderLayer(_BucketNodeUpdate):
     """Messages from [h_i | h_E | h_j | letter]: W1's letter part is a table of 21 columns."""
 
     def __init__(self, layer: DecoderLayer, W_s: Tensor) -> None:
         A, E, S, V = layer.W1.weight.chunk(4, 1)
         W1 = torch.cat([A, E, V, S @ W_s.t()], 1)
-        super().__init__(layer, _Messages(W1, layer.W1.bias, layer.W2))
+        super().__init__(layer, _BucketMessages(W1, layer.W1.bias, layer.W2))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpnn.config import NUM_LETTERS
-from mpnn.decoding import IntArray
 from mpnn.optimizations.coreml.network import SLOT_WEIGHT
+from mpnn.schedule import IntArray
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -26,8 +26,7 @@ class Padded:
     """One structure's graph, and how it lies in its bucket.
 
     Attributes:
-        E_idx: [L, K] neighbors; any residue of the structure where a slot is padding.
-        real: [L, K], False where a slot is padding.
+        E_idx: [L, K] neighbors.
         mask: [L], True where all atoms are present.
         bucket: L'.
         slots: K'.
@@ -35,7 +34,6 @@ class Padded:
     """
 
     E_idx: IntArray
-    real: NDArray[np.bool_]
     mask: NDArray[np.bool_]
     bucket: int
     slots: int
@@ -43,15 +41,15 @@ class Padded:
 
     def encoder_inputs(self, E: Array) -> dict[str, Array]:
         """What the encoder takes, from edge vectors E [L, K, C]."""
-        return {"E": self.edges(E), **self.graph(self.real & self.mask[self.E_idx])}
+        return {"E": self.edges(E), **self.graph(self.mask[self.E_idx])}
 
     def decoder_graph(self) -> dict[str, Array]:
-        """The part of the decoder's inputs that no letter enters."""
-        return self.graph(self.real)
+        """The decoder's inputs that depend on the structure alone."""
+        return self.graph(np.ones(self.E_idx.shape, bool))
 
-    def decoder_letters(self, S: IntArray, rank: IntArray) -> dict[str, Array]:
-        """The other part: letters S [L] as seen under `rank` [L]."""
-        see = self.real & (rank[self.E_idx] < rank[:, None])  # [L, K]
+    def decoder_types(self, S: IntArray, rank: IntArray) -> dict[str, Array]:
+        """The decoder's other inputs: residue types S [L] visible under `rank` [L]."""
+        see = rank[self.E_idx] < rank[:, None]  # [L, K]
         letters = np.zeros((self.slots, NUM_LETTERS, 1, self.bucket), self.dtype)
         i, k = np.nonzero(see)
         letters[k, S[self.E_idx[i, k]], 0, i] = 1

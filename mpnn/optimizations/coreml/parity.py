@@ -14,8 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from mpnn.batch import Batch
 from mpnn.config import NUM_LETTERS
+from mpnn.flat import Flat
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations.coreml.engine import CoreMLEngine
 from mpnn.optimizations.coreml.package import CHECKPOINT
@@ -28,9 +28,9 @@ from mpnn.weights import load_weights
 def differences(
     model: ProteinMPNN, predictor: Predictor, buckets: Sequence[int]
 ) -> dict[int, float]:
-    """Largest |Δ log p| in nats of each bucket: random letters, in a random order and unseen.
+    """Largest |Δ log p| in nats of each bucket, in a random order and with nothing visible.
 
-    The made-up backbone fills seven eighths of its bucket, in two chains.
+    The synthetic backbone fills seven eighths of its bucket, in two chains.
     """
     engine = CoreMLEngine(model, predictor=predictor, buckets=buckets)
     reference = ReferenceEngine(model)
@@ -38,11 +38,11 @@ def differences(
     for bucket in buckets:
         L = bucket - bucket // 8
         rng = np.random.default_rng(bucket)
-        batch = Batch.from_backbones([made_up_backbone(L, chains=2)], dtype=engine.dtype)
-        S = np.tile(rng.integers(NUM_LETTERS, size=L), (1, 2, 1))
-        rank = np.stack([rng.permutation(L), np.zeros(L, np.int64)])[None]
-        ours = engine.log_probs(engine.encode(batch), S, rank)
-        theirs = reference.log_probs(reference.encode(batch), S, rank)
+        flat = Flat.from_backbones([made_up_backbone(L, chains=2)])
+        S = np.tile(rng.integers(NUM_LETTERS, size=L), (2, 1))
+        rank = np.stack([rng.permutation(L), np.zeros(L, np.int64)])
+        ours = engine.log_probs(engine.encode(flat), S, rank)
+        theirs = reference.log_probs(reference.encode(flat), S, rank)
         found[bucket] = float(np.abs(ours - theirs).max())
     return found
 

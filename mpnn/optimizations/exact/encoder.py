@@ -1,4 +1,4 @@
-"""The encoder in passes over tiles: each pass updates the edges and sends the next messages.
+"""The encoder in passes over tiles: each pass updates the edges, then computes the next messages.
 
 An edge vector is loaded once per pass, and passes meet only where a layer needs all nodes of the
 layer before. What neighbors contribute is multiplied per node at the end of a pass (`Message`).
@@ -12,11 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mpnn.batch import Batch
+from mpnn.flat import Flat
 from mpnn.model import DecoderLayer, EncoderLayer, ProteinMPNN
 from mpnn.optimizations.exact.blocks import Affine, Message, NodeUpdate, norm
-from mpnn.optimizations.exact.ragged import EdgeFeatures, RaggedBatch, tiles
-from mpnn.optimizations.exact.workers import Buffers, Loans, Workers
+from mpnn.optimizations.exact.graph import EdgeFeatures, FlatGraph, tiles
+from mpnn.optimizations.exact.workers import BufferPool, Buffers, Workers
 
 TILE = 32
 """Residues a tile on the CPU: with K = 48 and C = 128 each of its buffers fills 0.8 MB of cache.
@@ -26,12 +26,12 @@ twice as many gain nothing."""
 
 @dataclass(frozen=True, eq=False)
 class ExactEncoding:
-    """All that decoding needs of the structures; shapes as in `ragged`."""
+    """All that decoding needs of the structures; shapes as in `graph`."""
 
-    graph: RaggedBatch
+    graph: FlatGraph
     h_V: Tensor  # noqa: N815 – [R, C]
     edges: Tensor  # [layers, R, K, C], E·h_E; in layer 0 also A·h_i + V·h_j + b1
-    unseen: Tensor  # [layers - 1, R, C], V·h_j of the encoder's nodes beyond layer 0
+    encoder_state: Tensor  # [layers - 1, R, C], V·h_j of the encoder's nodes beyond layer 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +45,11 @@ class _NodeProducts:
 
 
 class Encoder:
-    """Batch -> ExactEncoding."""
+    """Structures laid end to end -> ExactEncoding."""
 
     def __init__(self, model: ProteinMPNN, workers: Workers, buffers: Buffers) -> None:
         self.k, self.width = model.config.k_neighbors, model.config.hidden_dim
-        self.workers, self.buffers, self.loans = workers, buffers, Loans()
+        self.workers, self.buffers, self.pool = workers, buffers, BufferPool()
         self.features = EdgeFeatures(model, buffers)
         layers = cast(list[EncoderLayer], list(model.encoder_layers))
         decoder = cast(list[DecoderLayer], list(model.decoder_layers))
@@ -61,22 +61,29 @@ class Encoder:
         self.W13 = [Affine(layer.W13.weight, layer.W13.bias) for layer in layers]
         self.decoder = [Message(layer.W1, layer.W2) for layer in decoder]
 
-    def __call__(self, batch: Batch) -> ExactEncoding:
-        """Runs on the workers' leader thread."""
-        graph = RaggedBatch.from_batch(batch, self.k, self.workers)
-        return _Passes(self, graph).run()
+    def __call__(self, flat: Flat) -> ExactEncoding:
+        """Encodes the structures; call it on the workers' main thread."""
+        found = FlatGraph.of(
+            flat,
+            self.k,
+            self.buffers.device,
+            self.features.buffers.dtype,
+            self.buffers.dtype,
+            for_each=self.workers.map,
+        )
+        return _Passes(self, found).run()
 
 
 class _Passes:
     """The state of one encoding: edges, nodes, and the products between two passes."""
 
-    def __init__(self, encoder: Encoder, graph: RaggedBatch) -> None:
+    def __init__(self, encoder: Encoder, graph: FlatGraph) -> None:
         self.net, self.graph = encoder, graph
         self.R, self.K = graph.E_idx.shape
         self.C = encoder.width
         self.h_E = encoder.buffers.get("h_E", self.R, self.K, self.C)
         self.h_V = self.h_E.new_zeros(self.R, self.C)
-        self.edges = encoder.loans.take(self.h_E, len(encoder.decoder), self.R, self.K, self.C)
+        self.edges = encoder.pool.take(self.h_E, len(encoder.decoder), self.R, self.K, self.C)
         self.atoms = encoder.features.atoms(graph)
         self.products = self._empty_products()
 
@@ -87,11 +94,11 @@ class _Passes:
             self._pass(layer, following)
             self.products = following
         further = self.net.decoder[1:]
-        unseen = self.h_V.new_empty(len(further), self.R, self.C)
-        for out, message in zip(unseen, further, strict=True):
+        encoder_state = self.h_V.new_empty(len(further), self.R, self.C)
+        for out, message in zip(encoder_state, further, strict=True):
             message.V(self.h_V, out)
-        encoding = ExactEncoding(self.graph, self.h_V, self.edges, unseen)
-        self.net.loans.until_collected(encoding, self.edges)
+        encoding = ExactEncoding(self.graph, self.h_V, self.edges, encoder_state)
+        self.net.pool.until_collected(encoding, self.edges)
         return encoding
 
     def _empty_products(self) -> _NodeProducts:

@@ -1,6 +1,6 @@
-"""Tiles of work on the cores of one machine, each thread with buffers that it keeps.
+"""Tiles of work on the cores of one machine, each thread with buffers of its own.
 
-Why not the threads inside each matrix product: they meet at a barrier after every operation, some
+Why not the threads inside each matmul: they meet at a barrier after every operation, some
 50 µs long here, so one core that is taken away for a moment stalls the other thousands of times a
 second. Tiles meet once per pass. Buffers are kept because fresh memory costs a page fault for
 every 4 KiB, several times what is then computed in it.
@@ -42,8 +42,8 @@ class Buffers(threading.local):
         return held[:size].view(shape)
 
 
-class Loans:
-    """Memory for results that outlive a call; it comes back when its borrower is collected."""
+class BufferPool:
+    """Buffers for results that outlive a call; reused once the result is garbage-collected."""
 
     def __init__(self) -> None:
         self.free: list[Tensor] = []
@@ -56,20 +56,20 @@ class Loans:
             held = like.new_empty(size)
         return held[:size].view(shape)
 
-    def until_collected(self, borrower: object, tensor: Tensor) -> None:
-        """Lets later calls have the memory of `tensor` once nobody holds `borrower`."""
+    def until_collected(self, owner: object, tensor: Tensor) -> None:
+        """Reuses the memory of `tensor` once `owner` is garbage-collected."""
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
-        weakref.finalize(borrower, self._give_back, tensor.as_strided((size,), (1,), 0))
+        weakref.finalize(owner, self._release, tensor.as_strided((size,), (1,), 0))
 
-    def _give_back(self, memory: Tensor) -> None:
-        self.free[:] = [memory]  # the last alone: what is kept stays bounded
+    def _release(self, memory: Tensor) -> None:
+        self.free[:] = [memory]  # the last alone, so that what is kept stays bounded
 
 
 class Workers:
-    """A leader thread and its helpers: `run` enters the leader, `map` shares out tiles.
+    """A main thread and its helpers: `run` enters the main thread, `map` distributes tiles.
 
     On the CPU every thread computes alone (one intra-op thread) with denormals flushed, which
-    exp(−z²) makes in plenty and which would slow a matrix product twentyfold. On other devices the
+    exp(−z²) makes in plenty and which would slow a matmul twentyfold. On other devices the
     caller's thread does all the work and the device is parallel by itself.
     """
 
@@ -80,23 +80,22 @@ class Workers:
 
     def _start(self) -> None:
         self._process = os.getpid()
-        self._leader = _pool(1) if self.tiled else None
+        self._main = _pool(1) if self.tiled else None
         self._helpers = _pool(self.size - 1) if self.size > 1 else None
 
     def run(self, work: Callable[[], T]) -> T:
-        """Runs `work` on the leader thread, without gradients, and returns what it returns."""
-        if self._process != os.getpid():  # forked: threads stayed behind in the parent
+        """Runs `work` on the main thread, without gradients, and returns its result."""
+        if self._process != os.getpid():  # forked: threads exist in the parent alone
             self._start()
         return (
-            _inference(work)
-            if self._leader is None
-            else self._leader.submit(_inference, work).result()
+            _inference(work) if self._main is None else self._main.submit(_inference, work).result()
         )
 
     def map(self, work: Callable[[Item], None], items: Iterable[Item]) -> None:
         """Calls `work` on every item, on all threads; call from inside `run`.
 
-        Where one call fails the rest are not begun, and none is under way when its error is raised.
+        Where one call fails the remaining ones are not started, and none is running when its error
+        is raised.
         """
         left = iter(list(items))  # taking the next item of a list is atomic
 
@@ -105,7 +104,7 @@ class Workers:
                 for item in left:
                     work(item)
             finally:
-                collections.deque(left, maxlen=0)  # nothing is left for anybody
+                collections.deque(left, maxlen=0)  # no item is left for any thread
 
         shares = [
             self._helpers.submit(_inference, share)

@@ -1,23 +1,21 @@
-"""The engines' face: encode once, then score and sample from the encoding."""
+"""The engines themselves: encode once, then score and sample from the encoding."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from mpnn.batch import Batch
-from mpnn.decoding import IntArray, Job, Samples, wavefront
 from mpnn.errors import InputError
-from mpnn.model import ProteinMPNN as TorchProteinMPNN
+from mpnn.flat import Flat
+from mpnn.model import ProteinMPNN
 from mpnn.optimizations.mlx import sampler
 from mpnn.optimizations.mlx.metal import (
     LARGEST_C,
@@ -26,7 +24,9 @@ from mpnn.optimizations.mlx.metal import (
     metal_message_sum,
     plain_message_sum,
 )
-from mpnn.optimizations.mlx.network import Encoded, ProteinMPNN, Structures
+from mpnn.optimizations.mlx.network import Encoded, MLXProteinMPNN, Structures
+from mpnn.sampling import Job, Samples
+from mpnn.schedule import Graph, IntArray, steps_of
 
 FLOATS_AT_ONCE = 2**26
 """Size of one [N, R, K, C] in a call, a quarter of a GB; more samples take more calls."""
@@ -34,18 +34,17 @@ FLOATS_AT_ONCE = 2**26
 
 @dataclass(frozen=True, eq=False)
 class MLXEncoding:
-    """What the network needs of the structures, and where they are among the rows."""
+    """What the network needs of the structures, and their lengths."""
 
     arrays: Encoded
     lengths: tuple[int, ...]
-    size: int  # L, with padding
 
-    def slots(self, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
+    def graph(self, b: int) -> Graph:
         """E_idx [L, K] of structure b within itself, and where its slots are real."""
-        rows = slice(b * self.size, b * self.size + self.lengths[b])
-        E_idx = np.array(self.arrays["E_idx"][rows]).astype(np.int64) - b * self.size
-        real = np.array(self.arrays["neighbor_mask"][rows]) > 0
-        return np.where(real, E_idx, 0), real
+        start = sum(self.lengths[:b])
+        rows = slice(start, start + self.lengths[b])
+        E_idx = np.array(self.arrays["E_idx"][rows]).astype(np.int64) - start
+        return E_idx, np.array(self.arrays["neighbor_mask"][rows]) > 0
 
 
 class MLXEngine:
@@ -57,27 +56,27 @@ class MLXEngine:
     """
 
     compiled = True
-    kernel = "twin"
-    """What sums messages: "metal", the fused kernel, or "twin", MLX's own operations."""
+    kernel = "fallback"
+    """What sums messages: "metal", the fused kernel, or "fallback", MLX's own operations."""
 
     message_sum: MessageSum = staticmethod(plain_message_sum)
 
-    def __init__(self, model: TorchProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         """Loads the parameters of `model`, in float32.
 
         Raises:
-            InputError: `device` is not the CPU, where batches wait for MLX; or MLX cannot
-                compile, or rounds its products.
+            InputError: `device` is not the CPU, from which MLX takes structures; or MLX cannot
+                compile, or rounds its matmuls.
         """
-        self.device, self.dtype = torch.device(device), torch.float32
-        if self.device.type != "cpu":
+        self.device, self.dtype = device, "float32"
+        if device != "cpu":
             raise InputError(
                 f"MLX computes on its own default device, {mx.default_device()}, and takes "
-                f"batches from the cpu; leave the device at cpu, not {self.device}"
+                f"structures from the cpu; leave the device at cpu, not {device}"
             )
-        require_whole_products()
-        network = ProteinMPNN.from_torch(model, self.message_sum)
-        self.network = network
+        require_float32_matmuls()
+        network = MLXProteinMPNN.from_torch(model, self.message_sum)
+        self.network, self.k = network, model.config.k_neighbors
         self._encode = self._made(network.encode)
         self._decode = self._made(network.decode)
         self._first_state = self._made(partial(sampler.first_state, network))
@@ -97,54 +96,52 @@ class MLXEngine:
         return made
 
     def synchronize(self) -> None:
-        """Waits for MLX's device."""
+        """Blocks until MLX's device has finished all work."""
         mx.synchronize()
 
-    def encode(self, batch: Batch) -> MLXEncoding:
-        """Runs the encoder once, and every decoder product that no letter enters."""
-        arrays = self._encode(structures(batch))
+    def encode(self, flat: Flat) -> MLXEncoding:
+        """Runs the encoder once, and every decoder matmul that depends on no residue type."""
+        arrays = self._encode(structures(flat, self.k))
         mx.eval(arrays)
-        return MLXEncoding(arrays, tuple(batch.lengths.tolist()), batch.mask.shape[1])
+        return MLXEncoding(arrays, flat.lengths)
 
-    def neighbors(self, encoding: MLXEncoding, b: int) -> tuple[IntArray, NDArray[np.bool_]]:
-        """E_idx [L, K] of structure b within itself, and where its slots are real."""
-        return encoding.slots(b)
+    def neighbors(self, encoding: MLXEncoding, b: int) -> Graph:
+        """E_idx [L, K] of structure b within itself, and False where a slot is padding."""
+        return encoding.graph(b)
 
     def log_probs(self, encoding: MLXEncoding, S: IntArray, rank: IntArray) -> NDArray[np.floating]:
-        """Teacher-forced log-probabilities [B, N, L, 21]: all residues at once, layer by layer."""
+        """Teacher-forced log-probabilities [N, R, 21]: all residues at once, layer by layer."""
         logits = []
-        for samples in self._parts(encoding, S.shape[1]):
-            part = rows_of_samples(S[:, samples]), rows_of_samples(rank[:, samples])
-            logits.append(self._decode(encoding.arrays, *part)[0])
+        for part in self._parts(encoding, len(S)):
+            given = sampler.on_device(S[part]), sampler.on_device(rank[part])
+            logits.append(self._decode(encoding.arrays, *given)[0])
             mx.eval(logits[-1])
-        return unflatten(log_softmax(mx.concatenate(logits)), S.shape)
+        return np.array(log_softmax(mx.concatenate(logits))).reshape(*S.shape, -1)
 
     def sample(self, encoding: MLXEncoding, job: Job) -> Samples:
         """Fixed residues in one pass, then wavefronts; the host waits once, at the end."""
         parts = [
-            self._sample(encoding, samples_of(job, part))
-            for part in self._parts(encoding, job.rank.shape[1])
+            self._sample(encoding, job.part(part)) for part in self._parts(encoding, len(job.rank))
         ]
-        return Samples(
-            np.concatenate([part.S for part in parts], 1),
-            np.concatenate([part.log_probs for part in parts], 1),
-        )
+        S, log_probs = ([getattr(part, name) for part in parts] for name in ("S", "log_probs"))
+        return Samples(np.concatenate(S), np.concatenate(log_probs))
 
     def _sample(self, encoding: MLXEncoding, job: Job) -> Samples:
         arrays, shape = encoding.arrays, job.rank.shape
-        step_of = steps_of(encoding, job)
-        S = rows_of_samples(np.broadcast_to(job.S[:, None], shape))
-        rank = rows_of_samples(job.rank)
-        if (step_of == 0).any():
+        step = steps_of(job, [encoding.graph(b) for b in range(len(encoding.lengths))])
+        S = sampler.on_device(np.broadcast_to(job.S, shape))
+        rank = sampler.on_device(job.rank)
+        if (step == 0).any():
             state = self._first_state(arrays, S, rank)
         else:
             state = sampler.empty_state(arrays, S)
         where = self.network.where(arrays, rank)
-        for rows in sampler.rows_of(job, step_of):
+        for rows in sampler.rows_of(job, step):
             state = self._steps[job.tied](arrays, where, state, rows)
             mx.async_eval(state)
-        letters = unflatten(state["S"][: S.size], shape).astype(np.int64)
-        return Samples(letters, unflatten(log_softmax(state["logits"][: S.size]), shape))
+        types = np.array(state["S"][: S.size]).reshape(shape).astype(np.int64)
+        log_probs = np.array(log_softmax(state["logits"][: S.size]))
+        return Samples(types, log_probs.reshape(*shape, -1))
 
     def _parts(self, encoding: MLXEncoding, N: int) -> list[slice]:
         R, K, C = encoding.arrays["edges"][0].shape
@@ -161,11 +158,11 @@ class EagerMLXEngine(MLXEngine):
 class FusedMLXEngine(MLXEngine):
     """`MLXEngine` with the Metal kernel for messages, where MLX computes through Metal.
 
-    Elsewhere there is no Metal to launch it: `kernel` says "twin" and messages are summed in
+    Elsewhere there is no Metal to launch it: `kernel` says "fallback" and messages are summed in
     MLX's own operations, as `MLXEngine` does.
     """
 
-    def __init__(self, model: TorchProteinMPNN, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: ProteinMPNN, device: str = "cpu") -> None:
         """As `MLXEngine`.
 
         Raises:
@@ -187,53 +184,18 @@ def on_metal() -> bool:
     return bool(mx.metal.is_available() and mx.default_device() == mx.gpu)
 
 
-def structures(batch: Batch) -> Structures:
-    """A batch as MLX arrays."""
+def structures(flat: Flat, k: int) -> Structures:
+    """Structures as MLX arrays, with as many neighbor slots as the longest has neighbors."""
+    K = min(k, max(flat.lengths)) if flat.E_idx is None else flat.E_idx.shape[1]
+    real = np.arange(K) < np.repeat(np.array(flat.lengths), flat.lengths)[:, None]
     return {
-        "X": sampler.on_device(batch.X.cpu().numpy()),
-        "mask": sampler.on_device(batch.mask.cpu().numpy()),
-        "residue_idx": sampler.on_device(batch.residue_idx.cpu().numpy()),
-        "chain_encoding": sampler.on_device(batch.chain_encoding.cpu().numpy()),
-        "valid": sampler.on_device(batch.valid.cpu().numpy()),
-        "E_idx": None if batch.E_idx is None else sampler.on_device(batch.E_idx.cpu().numpy()),
+        "X": [sampler.on_device(flat.X[rows]) for rows in flat.slices],
+        "mask": sampler.on_device(flat.mask.astype(np.float32)),
+        "residue_idx": sampler.on_device(flat.residue_idx),
+        "chain_encoding": sampler.on_device(flat.chain_encoding),
+        "neighbor_mask": sampler.on_device(real.astype(np.float32)),
+        "E_idx": None if flat.E_idx is None else sampler.on_device(flat.E_idx),
     }
-
-
-def steps_of(encoding: MLXEncoding, job: Job) -> IntArray:
-    """Wavefront step of every row, [N, R]; −1 at the padding."""
-    step = np.full(job.rank.shape, -1)
-    for b, length in enumerate(encoding.lengths):
-        E_idx, real = encoding.slots(b)
-        designed, ties = job.designed[b, :length], job.tie_group[b, :length]
-        step[b, :, :length] = wavefront(job.rank[b, :, :length], designed, E_idx, real, ties)
-    return flat(step)
-
-
-def samples_of(job: Job, part: slice) -> Job:
-    """Some of a job's samples."""
-    return replace(
-        job,
-        rank=job.rank[:, part],
-        gumbel=job.gumbel[:, part],
-        temperature=job.temperature[part],
-    )
-
-
-def flat(x: IntArray) -> IntArray:
-    """Host array [B, N, L] -> [N, R]."""
-    return np.swapaxes(x, 0, 1).reshape(x.shape[1], -1)
-
-
-def rows_of_samples(x: IntArray) -> mx.array:
-    """Host array [B, N, L] -> [N, R] on MLX's device."""
-    return sampler.on_device(flat(x))
-
-
-def unflatten(x: mx.array, shape: tuple[int, ...]) -> NDArray[Any]:
-    """[N·R, ...] -> host array [B, N, L, ...]."""
-    host = np.array(x)
-    B, N, L = shape
-    return np.swapaxes(host.reshape(N, B, L, *host.shape[1:]), 0, 1)
 
 
 def log_softmax(logits: mx.array) -> mx.array:
@@ -241,18 +203,20 @@ def log_softmax(logits: mx.array) -> mx.array:
     return logits - mx.logsumexp(logits, -1, keepdims=True)
 
 
-def require_whole_products(multiply: Callable[[mx.array, mx.array], mx.array] = mx.matmul) -> None:
-    """Sees to it that products of float32 are float32.
+def require_float32_matmuls(
+    multiply: Callable[[mx.array, mx.array], mx.array] = mx.matmul,
+) -> None:
+    """Checks that matmuls of float32 arrays are computed in float32.
 
     MLX rounds their inputs to ten bits by default where the hardware gains from it (M5, CUDA).
 
     Raises:
-        InputError: it does so already.
+        InputError: they are rounded.
     """
-    os.environ["MLX_ENABLE_TF32"] = "0"  # read once, at the first product of the process
+    os.environ["MLX_ENABLE_TF32"] = "0"  # read once, at the first matmul of the process
     a = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
     off = np.abs(np.array(multiply(mx.array(a), mx.array(a))) - a.astype(np.float64) @ a).max()
     if off > 1e-4:
         raise InputError(
-            f"MLX rounds its products ({off:.0e} off); set MLX_ENABLE_TF32=0 before its first use"
+            f"MLX rounds its matmuls ({off:.0e} off); set MLX_ENABLE_TF32=0 before its first use"
         )

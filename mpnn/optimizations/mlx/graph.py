@@ -1,6 +1,6 @@
 """`mpnn.graph` in MLX: the same functions under the same names, from coordinates to edge features.
 
-Neighbors are rows: residue l of structure b is row b·L + l of R = B·L, so a gather is one `take`.
+Structures lie end to end, R rows in all, and neighbors are rows, so a gather is one `take`.
 """
 
 from __future__ import annotations
@@ -39,34 +39,44 @@ def distance(a: mx.array, b: mx.array) -> mx.array:
 
 
 def neighbors(
-    ca: mx.array, mask: mx.array, valid: mx.array, k: int, given: mx.array | None
+    X: list[mx.array], mask: mx.array, k: int, given: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """K = min(k, L) nearest residues by CA–CA distance, the residue itself included.
+    """K nearest residues of the same structure by CA–CA distance, the residue itself included.
 
     Args:
-        ca: [B, L, 3] Å.
-        mask: [B, L], 1 where all atoms are present.
-        valid: [B, L] bool, False for padding.
-        k: neighbors wanted.
-        given: [B, L, K] neighbors found elsewhere, to be measured only; None searches.
+        X: [L, 4, 3] Å of each structure.
+        mask: [R], 1 where all atoms are present.
+        k: neighbors wanted; K = min(k, longest L). A shorter structure repeats the residue itself.
+        given: [R, K] rows of neighbors found elsewhere, to be measured only; None searches.
 
     Returns:
         Rows E_idx [R, K] int32, closest first, and their distances [R, K].
     """
-    B, L = mask.shape
-    pair_mask = mask[:, :, None] * mask[:, None]
-    D = row_adjusted(distance(ca[:, :, None], ca[:, None]), pair_mask)
-    if given is None:
-        D = mx.where(valid[:, None], D, mx.inf)
-        order = D + behind(pair_mask)
-        K = min(k, L)
-        nearest = mx.argpartition(order, K - 1, -1)[..., :K] if K < L else mx.argsort(order, -1)
-        by_distance = mx.argsort(mx.take_along_axis(order, nearest, -1), -1)
-        given = mx.take_along_axis(nearest, by_distance, -1)
-    given = given.astype(mx.int32)
-    D_neighbors = mx.take_along_axis(D, given, -1)
-    rows = given + mx.arange(0, B * L, L, dtype=mx.int32)[:, None, None]
-    return rows.reshape(B * L, -1), D_neighbors.reshape(B * L, -1)
+    K = min(k, max(len(x) for x in X)) if given is None else given.shape[1]
+    E_idx, distances, start = [], [], 0
+    for x in X:
+        rows = slice(start, start + len(x))
+        pair_mask = mask[rows, None] * mask[rows]
+        D = row_adjusted(distance(x[:, None, CA], x[:, CA]), pair_mask)
+        if given is None:
+            found = _nearest(D + masked_last(pair_mask), K)
+        else:
+            found = given[rows].astype(mx.int32) - start
+        E_idx.append(found + start)
+        distances.append(mx.take_along_axis(D, found, -1))
+        start = rows.stop
+    return mx.concatenate(E_idx), mx.concatenate(distances)
+
+
+def _nearest(order: mx.array, k: int) -> mx.array:
+    """Positions of the k smallest of each row [L, L], smallest first; itself where k exceeds L."""
+    L = len(order)
+    K = min(k, L)
+    nearest = mx.argpartition(order, K - 1, -1)[:, :K] if K < L else mx.argsort(order, -1)
+    by_distance = mx.argsort(mx.take_along_axis(order, nearest, -1), -1)
+    nearest = mx.take_along_axis(nearest, by_distance, -1).astype(mx.int32)
+    itself = mx.broadcast_to(mx.arange(L, dtype=mx.int32)[:, None], (L, k - K))
+    return mx.concatenate([nearest, itself], -1)
 
 
 def row_adjusted(D: mx.array, pair_mask: mx.array) -> mx.array:
@@ -75,8 +85,8 @@ def row_adjusted(D: mx.array, pair_mask: mx.array) -> mx.array:
     return D + (1 - pair_mask) * D.max(-1, keepdims=True)
 
 
-def behind(pair_mask: mx.array) -> mx.array:
-    """What to add to `row_adjusted` distances so that masked pairs sort last, by position."""
+def masked_last(pair_mask: mx.array) -> mx.array:
+    """Offset to add to `row_adjusted` distances so that masked pairs sort last, by position."""
     return (1 - pair_mask) * mx.arange(1, pair_mask.shape[-1] + 1)
 
 

@@ -5,11 +5,11 @@ threadgroup computes one row; its edges go through threadgroup memory in tiles, 
 [M, K, C] only the edge vectors are read from memory and nothing is written there.
 
 1. Gather in the kernel: the rows of x_j and of the edge vectors are addressed, never copied.
-2. Both products by 8 × 8 matrices of a simdgroup, which owns 32 of the C output channels; weights
+2. Both matmuls by 8 × 8 matrices of a simdgroup, which owns 32 of the C output channels; weights
    are read where the checkpoint has them, W1's block E included.
 3. A tile is as many neighbors as divide K evenly, at most 24: 12 KiB at C = 128, so that two
    threadgroups share the 32 KiB of a core.
-4. Between the products thread c owns channel c: bias, GELU and the sum need no exchange.
+4. Between the matmuls thread c owns channel c: bias, GELU and the sum need no exchange.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ LARGEST_C = 32 * 1024 // (4 * LARGEST_TILE) // SIMDGROUP_COLUMNS * SIMDGROUP_COL
 class Messages:
     """All messages of one layer, of M rows with K neighbors each."""
 
-    x_i: mx.array  # [M, C] what the row's own node adds
-    x_j: mx.array  # [*, C] table of what neighbors add
+    x_i: mx.array  # [M, C] term of the row's own node
+    x_j: mx.array  # [*, C] table of the neighbors' terms
     where: mx.array  # [M, K] int32 rows of `x_j`
     mask: mx.array  # [M, K]
     edges: mx.array  # [R, K, C] h_E, or E·h_E where there is no W1
@@ -55,7 +55,7 @@ def gelu(x: mx.array) -> mx.array:
 
 
 def plain_message_sum(m: Messages) -> mx.array:
-    """`MessageSum` in MLX's own operations: the kernel's twin."""
+    """`MessageSum` in MLX's own operations: the fallback kernel."""
     M, C = m.x_i.shape
     h_E = m.edges if m.at is None else m.edges[m.at]
     if m.W1 is not None:

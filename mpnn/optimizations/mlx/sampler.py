@@ -1,13 +1,13 @@
-"""Wavefront decoding without asking the device: all steps are queued, one evaluation at the end.
+"""Wavefront decoding without reading back from the device: all steps are queued, then evaluated.
 
-Steps have as many rows as wait for nobody; they are filled up to a power of two, so that a compiled
-step serves many, and what the filling computes goes to a spare row that no edge reads.
+Steps differ in their number of rows; they are filled up to a power of two, so that a compiled step
+serves many, and what the filling computes goes to a spare row that no edge reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from dataclasses import fields
 from typing import TypedDict, cast
 
 import mlx.core as mx
@@ -15,23 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpnn.config import NUM_LETTERS
-from mpnn.decoding import IntArray, Job, slots_in_steps
-from mpnn.optimizations.mlx.network import Encoded, ProteinMPNN
+from mpnn.optimizations.mlx.network import Encoded, MLXProteinMPNN
+from mpnn.sampling import Job, sample_types
+from mpnn.schedule import IntArray, StepRows
 
 SPARE = -1
 """Row that takes what the filling of a step computes; no edge reads it."""
 
 
 class State(TypedDict):
-    """Letters so far and what every row shows; the last row is the spare one."""
+    """Residue types so far and the tables of inputs; the last row is the spare one."""
 
     S: mx.array  # [(N+1)·R + 1] int32
     logits: mx.array  # [(N+1)·R + 1, 21]
-    shown: list[mx.array]  # [(N+1)·R + 1, C] for each decoder layer
+    tables: list[mx.array]  # [(N+1)·R + 1, C] for each decoder layer
 
 
-class Rows(TypedDict):
-    """The M rows of one step, with all that their draws need."""
+class MLXRows(TypedDict):
+    """The M rows of one step as MLX arrays, see `mpnn.schedule.StepRows`."""
 
     row: mx.array  # [M] n·R + i
     residue: mx.array  # [M] i
@@ -39,32 +40,25 @@ class Rows(TypedDict):
     gumbel: mx.array  # [M, 21]
     temperature: mx.array  # [M]
     bias: mx.array  # [M, 21]
-    slot: mx.array  # [M] number of each row's tied group within its step
+    group: mx.array  # [M] number of each row's tied group within its step
     weight: mx.array  # [M]
 
 
-def draw(logits: mx.array, rows: Rows, tied: bool) -> mx.array:
-    """`mpnn.decoding.draw` in MLX: logits [M, 21] -> letters [M]."""
-    if tied:
-        slot, nothing = rows["slot"], mx.zeros_like(logits)
-        pooled = nothing.at[slot].add(logits * rows["weight"][:, None] + rows["bias"])
-        members = mx.zeros_like(rows["temperature"]).at[slot].add(1.0)
-        preference = pooled[slot] / members[slot][:, None]
-    else:
-        preference = logits + rows["bias"]
-    return (preference / rows["temperature"][:, None] + rows["gumbel"]).argmax(-1)
-
-
 def step(
-    network: ProteinMPNN, tied: bool, encoded: Encoded, where: mx.array, state: State, rows: Rows
+    network: MLXProteinMPNN,
+    tied: bool,
+    encoded: Encoded,
+    where: mx.array,
+    state: State,
+    rows: MLXRows,
 ) -> State:
-    """Computes rows that wait for nobody, draws their letters, and shows them to those that wait.
+    """Computes rows without open dependencies, samples them, and makes them visible to later ones.
 
     Args:
         network: the network.
-        tied: whether any residues share a draw.
+        tied: whether any residues are tied.
         encoded: what its `encode` returned.
-        where: [N·R, K], as `ProteinMPNN.where` gives it; the spare row takes the last line.
+        where: [N·R, K], as `MLXProteinMPNN.where` gives it; the spare row takes the last line.
         state: before the step.
         rows: of the step.
     """
@@ -74,69 +68,56 @@ def step(
     states = []
     for n, layer in enumerate(network.decoder_layers):
         states.append(h)
-        table, edges = state["shown"][n], encoded["edges"][n]
+        table, edges = state["tables"][n], encoded["edges"][n]
         h = layer(h, table, where[row], edges, residue, mask, neighbor_mask)
     logits = network.W_out(h)
-    letters = draw(logits, rows, tied).astype(mx.int32)
-    letters = mx.where(rows["designed"], letters, state["S"][row])
-    shown = []
+    group = rows["group"] if tied else None
+    sampling = (rows["gumbel"], rows["temperature"], rows["bias"], group, rows["weight"])
+    types = sample_types(logits, *sampling).astype(mx.int32)
+    types = mx.where(rows["designed"], types, state["S"][row])
+    tables = []
     for n, layer in enumerate(network.decoder_layers):
-        now = layer.show(states[n], encoded["letters"][n][letters])
-        shown.append(put(state["shown"][n], row, now))
+        now = layer.commit(states[n], encoded["types"][n][types])
+        tables.append(put(state["tables"][n], row, now))
     return {
-        "S": put(state["S"], row, letters),
+        "S": put(state["S"], row, types),
         "logits": put(state["logits"], row, logits),
-        "shown": shown,
+        "tables": tables,
     }
 
 
 def put(table: mx.array, row: mx.array, values: mx.array) -> mx.array:
-    """The table with `values` [M, ...] in its rows [M]; in place where nobody else holds it."""
+    """The table with `values` [M, ...] in its rows [M]; in place where it has no other owner."""
     table = table[:]  # another array object: the one passed in stays as it is
     table[row] = values
     return table
 
 
-def rows_of(job: Job, step_of: IntArray) -> Iterator[Rows]:
+def rows_of(job: Job, step: IntArray) -> Iterator[MLXRows]:
     """The rows of step 1, 2, … in turn, filled up to powers of two.
 
     Args:
         job: of the structures.
-        step_of: [N, R] step of every row.
+        step: [N, R] step of every row.
     """
-    N, R = step_of.shape
-    rows = np.flatnonzero(step_of > 0)
-    rows = rows[np.argsort(step_of.ravel()[rows], kind="stable")]
-    step = step_of.ravel()[rows]
-    sample, residue = np.divmod(rows, R)
-    leader = leaders(job)[residue]  # row leading the tied group
-    slot = slots_in_steps(step, sample, leader) if job.tied else np.zeros_like(rows)
-    columns: dict[str, NDArray[np.generic]] = {
-        "row": rows,
-        "residue": residue,
-        "designed": job.designed.ravel()[residue],
-        "gumbel": np.swapaxes(job.gumbel, 1, 2).reshape(R, N, -1)[leader, sample],
-        "temperature": job.temperature[sample],
-        "bias": job.bias.reshape(R, -1)[residue],
-        "slot": slot,
-        "weight": job.tie_weight.ravel()[residue],
-    }
-    ends = np.flatnonzero(np.diff(step, append=0)) + 1
-    for first, last in pairwise([0, *ends]):
-        yield filled({k: v[first:last] for k, v in columns.items()})
+    for rows in StepRows.of(job, step).steps():
+        yield filled(rows)
 
 
-def filled(columns: dict[str, NDArray[np.generic]]) -> Rows:
-    """One step's columns as MLX arrays; the filling is the spare row, in a group of its own."""
-    count = len(columns["row"])
+def filled(rows: StepRows) -> MLXRows:
+    """One step's rows as MLX arrays; the filling is the spare row, in a group of its own."""
+    count = len(rows.row)
     extra = (1 << (count - 1).bit_length()) - count
-    filling = {"row": SPARE, "temperature": 1, "slot": count}
+    filling = {"row": SPARE, "temperature": 1, "group": count}
     arrays = {}
-    for name, column in columns.items():
+    for name in (f.name for f in fields(rows)[1:]):
+        column = getattr(rows, name)
+        if column is None:  # nothing is tied
+            column = np.zeros(count, np.int64)
         shape = (extra, *column.shape[1:])
         column = np.concatenate([column, np.full(shape, filling.get(name, 0), column.dtype)])
         arrays[name] = on_device(column)
-    return cast("Rows", arrays)
+    return cast("MLXRows", arrays)
 
 
 def on_device(x: NDArray[np.generic]) -> mx.array:
@@ -145,33 +126,26 @@ def on_device(x: NDArray[np.generic]) -> mx.array:
     return mx.array(np.ascontiguousarray(x, kinds[x.dtype.kind]))
 
 
-def leaders(job: Job) -> IntArray:
-    """Row leading the tied group of every residue, [R]."""
-    B, L = job.tie_group.shape
-    leader: IntArray = (job.tie_group + np.arange(B)[:, None] * L).ravel()
-    return leader
-
-
-def first_state(network: ProteinMPNN, encoded: Encoded, S: mx.array, rank: mx.array) -> State:
+def first_state(network: MLXProteinMPNN, encoded: Encoded, S: mx.array, rank: mx.array) -> State:
     """State with all of S [N, R] decoded under `rank`, of which wavefronts overwrite their rows.
 
-    Rows whose letters are known and that come before every designed one read none but their like.
+    Rows of known type that come before every designed one depend on rows of their kind alone.
     """
     logits, tables = network.decode(encoded, S, rank)
     spare = mx.zeros_like(encoded["h_V"][:1])
     return {
         "S": mx.concatenate([S.flatten(), mx.zeros(S.shape[1] + 1, mx.int32)]),
         "logits": mx.concatenate([logits, mx.zeros((S.shape[1] + 1, NUM_LETTERS))]),
-        "shown": [mx.concatenate([table, spare]) for table in tables],
+        "tables": [mx.concatenate([table, spare]) for table in tables],
     }
 
 
 def empty_state(encoded: Encoded, S: mx.array) -> State:
-    """State before the first of S [N, R] is decoded: tables show what nodes show unseen."""
+    """State before the first of S [N, R] is decoded: tables hold the encoder state alone."""
     N, R = S.shape
     rows = mx.zeros((N * R, encoded["h_V"].shape[1]))
     return {
         "S": mx.concatenate([S.flatten(), mx.zeros(R + 1, mx.int32)]),
         "logits": mx.zeros(((N + 1) * R + 1, NUM_LETTERS)),
-        "shown": [mx.concatenate([rows, table, rows[:1]]) for table in encoded["unseen"]],
+        "tables": [mx.concatenate([rows, table, rows[:1]]) for table in encoded["encoder_state"]],
     }

@@ -1,1 +1,1 @@
-"""The exact engine compiled: C++ sources, the build, and the engine that loads them."""
+"""The exact engine in C++: `src/` is its source, `toolchain` compiles it, `library` loads it."""

@@ -1,4 +1,13 @@
-"""Compiles the native library for a test, once for each set of flags and sources."""
+r"""Compiles the native library for a test, once for each set of flags and sources.
+
+The tests under sanitizers, in a Python that loads their runtime first:
+
+    CXX="g++ -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
+        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
+        ASAN_OPTIONS=detect_leaks=0 pytest accuracy_tests/test_native*.py
+    CXX="g++ -O1 -g -fsanitize=thread" LD_PRELOAD="$(g++ -print-file-name=libtsan.so)" \
+        TSAN_OPTIONS=halt_on_error=1 pytest accuracy_tests/test_native.py -k threads
+"""
 
 from __future__ import annotations
 
@@ -16,6 +25,7 @@ from pathlib import Path
 import pytest
 
 from mpnn.optimizations.native import engine
+from mpnn.optimizations.native.library import load
 
 SOURCES = Path(engine.__file__).with_name("src")
 FLAGS = (
@@ -60,14 +70,24 @@ def build(march: str, *extra: str, command: tuple[str, ...] = ()) -> Path:
             subprocess.Popen([*command, *flags, "-c", str(path), "-o", to])
             for path, to in zip(sources, objects, strict=True)
         ]
-        assert not any([job.wait() for job in jobs]), "the native sources do not compile"
+        assert not sum(job.wait() for job in jobs), "the native sources do not compile"
         whole = Path(folder) / "whole.so"
         subprocess.run([*command, *flags, "-shared", *objects, "-o", whole, "-ldl"], check=True)
         whole.replace(library)
     return library
 
 
+def library_path() -> Path:
+    """The library that tests run: the installed one, or one compiled here (by CXX if set)."""
+    if "CXX" not in os.environ:
+        try:
+            return Path(load().handle._name)
+        except ImportError:
+            pass
+    return build(level())
+
+
 @functools.cache
-def native_library(march: str | None = None, *extra: str) -> ctypes.CDLL:
+def native_library() -> ctypes.CDLL:
     """The library for this machine, loaded."""
-    return ctypes.CDLL(str(build(march or level(), *extra)))
+    return ctypes.CDLL(str(library_path()))

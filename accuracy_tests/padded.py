@@ -37,7 +37,10 @@ def flat_job(job: Job, flat: Flat) -> FlatJob:
     def samples(x):  # [B, N, L, ...] -> [N, R, ...]
         return np.concatenate([x[b, :, :n] for b, n in enumerate(lengths)], axis=1)
 
-    heads = [job.tie_group[b, :n] + start for b, (n, start) in enumerate(zip(lengths, flat.offsets))]
+    heads = [
+        job.tie_group[b, :n] + start
+        for b, (n, start) in enumerate(zip(lengths, flat.offsets, strict=True))
+    ]
     return FlatJob(
         rows(job.S), rows(job.designed), samples(job.rank), samples(job.gumbel), job.temperature,
         rows(job.bias), np.concatenate(heads), rows(job.tie_weight),

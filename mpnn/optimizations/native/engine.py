@@ -1,7 +1,7 @@
 """The exact engine compiled: the same five methods, without torch.
 
-Weights are folded here once, in float64; jobs run in the library's own threads. Whatever crosses the
-C interface is checked on this side first, so that the library can trust it.
+Weights are folded here once, in float64; jobs run in the library's own threads. Whatever crosses
+the C interface is checked on this side first, so that the library can trust it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WIDTH_STEP = 64
 
 MOST_NEIGHBORS = 128
 FARTHEST = 1e6
-"""Å from the origin; squares of larger coordinates leave float32 too few digits to tell neighbors."""
+"""Å from the origin: beyond, float32 cannot tell a residue from its neighbor."""
 
 FEATURES, POSITIONAL, PAIRS, CENTERS = "features.", 16, 25, 16
 RBF_MIN, RBF_MAX = 2.0, 22.0  # Å
@@ -125,6 +125,8 @@ class NativeEngine:
             (ctypes.c_int32 * 3)(*sizes), len(tensors), pointers, elements,
             ctypes.byref(handle), message,
         )  # fmt: skip
+        if status == FAILED:
+            raise InputError(f"the weights do not fit the network: {_text(message)}")
         _check_status(status, message)
         return handle
 
@@ -174,7 +176,7 @@ class NativeEngine:
 
     def sample(self, encoding: NativeEncoding, job: Any) -> Any:
         """Draws the job's N samples."""
-        from mpnn.sampling import Samples
+        from mpnn.sampling import Samples  # type: ignore[import-untyped, unused-ignore]
 
         S, log_probs = self.draw(encoding, job)
         return Samples(S, log_probs)
@@ -404,9 +406,14 @@ def _check_status(status: int, message: Any) -> None:
     if status == OUT_OF_MEMORY:
         raise MemoryError("out of memory in the compiled engine")
     if status == FAILED:
-        raise RuntimeError(f"the compiled engine failed: {message.value.decode(errors='replace')}")
+        raise RuntimeError(f"the compiled engine failed: {_text(message)}")
     if status == CANCELED:
         raise KeyboardInterrupt
+
+
+def _text(message: Any) -> str:
+    text: str = message.value.decode(errors="replace")
+    return text
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

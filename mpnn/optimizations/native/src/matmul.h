@@ -100,7 +100,8 @@ void matmul_by_blas(Sgemm sgemm, int rows, const float* X, int stride, const Mat
 }
 #endif
 
-// M rows times one panel. Rows beyond `last` repeat it and are not passed on.
+// M rows times one panel. Rows beyond `last` repeat it and are not passed on. What `init` returns is
+// added at the end: sums that began with it would round all their products to its last bit.
 template <int M, bool FULL, class Init, class Done>
 MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float* W, int depth, Init init,
                               Done done) {
@@ -109,7 +110,7 @@ MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float*
   repeat<M>([&](auto r) MPNN_LAMBDA {
     const int row = FULL ? int(r) : std::min(int(r), last);
     x[r] = X + size_t(row) * stride;
-    repeat<VECTORS>([&](auto v) MPNN_LAMBDA { sums[r][v] = init(row, int(v) * LANES); });
+    repeat<VECTORS>([&](auto v) MPNN_LAMBDA { sums[r][v] = Vector{}; });
   });
   for (int k = 0; k < depth; ++k, W += COLUMNS) {
     Vector w[VECTORS];
@@ -121,11 +122,13 @@ MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float*
   }
   repeat<M>([&](auto r) MPNN_LAMBDA {
     if (FULL || int(r) <= last)
-      repeat<VECTORS>([&](auto v) MPNN_LAMBDA { done(int(r), int(v) * LANES, sums[r][v]); });
+      repeat<VECTORS>([&](auto v) MPNN_LAMBDA {
+        done(int(r), int(v) * LANES, sums[r][v] + init(int(r), int(v) * LANES));
+      });
   });
 }
 
-// Calls done(row, column, init(row, column) + x·W) for all rows of X [rows, depth] and all columns.
+// Calls done(row, column, x·W + init(row, column)) for all rows of X [rows, depth] and all columns.
 // A row's bits do not depend on the rows beside it: each sum adds one product after another.
 template <class Init, class Done>
 void matmul(Ahead& ahead, int rows, const float* X, int stride, const Matrix& W, Init init, Done done,

@@ -1,4 +1,4 @@
-"""The command line: mpnn design | score | train | distill | weights | report | variants.
+"""The command line: mpnn design | score | train | distill | weights | report | variants | engines.
 
 Heavy imports are inside the commands, so that help appears at once.
 """
@@ -129,6 +129,14 @@ def variants() -> None:
         _print(f"{name:24}{v.architecture:16}{v.engine:12}batch {v.batch:<4}{v.device}")
 
 
+def engines() -> None:
+    """List the engines, the networks they run, and whether they can run on this machine."""
+    from mpnn.optimizations.availability import lines
+
+    for line in lines():
+        _print(line)
+
+
 def list_weights() -> None:
     """List the names that --weights takes, and where each file is."""
     from mpnn.weights import locations
@@ -210,6 +218,7 @@ def parser() -> argparse.ArgumentParser:
     its.add_argument("--out", default="report.html", help="The page to write.")
     its.add_argument("--readme", metavar="FILE", help="A README whose table of claims to renew.")
     _add(commands, variants)
+    _add(commands, engines)
     _add_weights(commands)
     return top
 

@@ -1,0 +1,439 @@
+"""The exact engine compiled: the same five methods, without torch.
+
+Weights are folded here once, in float64; jobs run in the library's own threads. Whatever crosses
+the C interface is checked on this side first, so that the library can trust it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpnn.config import NUM_LETTERS, ModelConfig
+from mpnn.errors import InputError
+from mpnn.optimizations.native.library import load
+
+if TYPE_CHECKING:
+    from mpnn.flat import Flat
+
+ABI_VERSION = 1
+"""Of the C interface that this module speaks; the library says the same number."""
+
+WIDTH_STEP = 64
+"""The hidden size must be a multiple: whole vectors of every instruction set."""
+
+MOST_NEIGHBORS = 128
+FARTHEST = 1e6
+"""Å from the origin: beyond, float32 cannot tell a residue from its neighbor."""
+
+FEATURES, POSITIONAL, PAIRS, CENTERS = "features.", 16, 25, 16
+RBF_MIN, RBF_MAX = 2.0, 22.0  # Å
+DONE, FAILED, CANCELED, OUT_OF_MEMORY = range(4)
+MESSAGE_BYTES = 256
+
+Array = NDArray[Any]
+
+
+class _Structures(ctypes.Structure):
+    """`Structures` of encoding.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("R", "B", "K")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("X", "mask", "residue_idx", "chain_encoding", "starts", "given")
+        ),
+    ]
+
+
+class _Job(ctypes.Structure):
+    """`SamplingJob` of schedule.h."""
+
+    _fields_ = [
+        ("N", ctypes.c_int),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("S", "designed", "rank", "gumbel"),
+                *("temperature", "bias", "tie_group", "tie_weight"),
+            )
+        ),
+    ]
+
+
+class NativeEncoding:
+    """What the library made of structures; freed when nobody holds it."""
+
+    def __init__(self, engine: NativeEngine, handle: ctypes.c_void_p, flat: Flat, k: int) -> None:
+        self.engine, self.handle = engine, handle  # the encoding reads the engine's weights
+        self.lengths, self.offsets, self.size = flat.lengths, flat.offsets, flat.size
+        self.k = k
+        weakref.finalize(self, engine.library.mpnn_encoding_free, handle)
+
+
+class NativeEngine:
+    """Runs a ProteinMPNN network on the CPU in float32, at the speed of its matmuls."""
+
+    device, dtype = "cpu", "float32"
+
+    def __init__(
+        self,
+        parameters: Mapping[str, NDArray[np.float32]] | Any,
+        config: ModelConfig | None = None,
+        threads: int | None = None,
+        library: ctypes.CDLL | None = None,
+    ) -> None:
+        """Folds and packs the weights.
+
+        Args:
+            parameters: name to array, named as in the published checkpoints; or a torch network,
+                which brings its configuration.
+            config: size of the network.
+            threads: of a job; None takes OMP_NUM_THREADS, or as many as this process may use.
+            library: loaded already; None takes the one that belongs to this package and CPU.
+
+        Raises:
+            InputError: the network is not one that the library runs, or threads < 1.
+            ImportError: the library is missing or has another version; the message says why.
+        """
+        if not isinstance(parameters, Mapping):
+            config = parameters.config
+            state = parameters.state_dict().items()
+            parameters = {name: x.detach().cpu().float().numpy() for name, x in state}
+        self.config = _checked_config(config)
+        self.threads = default_threads() if threads is None else threads
+        if self.threads < 1:
+            raise InputError(f"{self.threads} threads: a job needs at least one")
+        self.library = _declared(load().handle if library is None else library)
+        self.network = self._network(list(folded(parameters, self.config)))
+        weakref.finalize(self, self.library.mpnn_network_free, self.network)
+
+    def _network(self, tensors: list[Array]) -> ctypes.c_void_p:
+        config = self.config
+        sizes = (config.hidden_dim, config.num_encoder_layers, config.num_decoder_layers)
+        pointers = (ctypes.c_void_p * len(tensors))(*(x.ctypes.data for x in tensors))
+        elements = (ctypes.c_int64 * len(tensors))(*(x.size for x in tensors))
+        handle, message = ctypes.c_void_p(), ctypes.create_string_buffer(MESSAGE_BYTES)
+        status = self.library.mpnn_network_new(
+            (ctypes.c_int32 * 3)(*sizes), len(tensors), pointers, elements,
+            ctypes.byref(handle), message,
+        )  # fmt: skip
+        if status == FAILED:
+            raise InputError(f"the weights do not fit the network: {_text(message)}")
+        _check_status(status, message)
+        return handle
+
+    def encode(self, flat: Flat) -> NativeEncoding:
+        """Finds neighbors and runs the encoder.
+
+        Raises:
+            InputError: an array has another shape, type or range than `Flat` says.
+        """
+        K = min(self.config.k_neighbors, max(flat.lengths, default=0))
+        if flat.E_idx is not None:
+            K = flat.E_idx.shape[-1]
+        _check_flat(flat, K)
+        starts = np.array([*flat.offsets, flat.size], np.int64)
+        arrays = [flat.X, flat.mask, flat.residue_idx, flat.chain_encoding, starts]
+        kept = [np.ascontiguousarray(x) for x in arrays]
+        given = None if flat.E_idx is None else np.ascontiguousarray(flat.E_idx)
+        pointers = [x.ctypes.data for x in kept] + [None if given is None else given.ctypes.data]
+        structures = _Structures(flat.size, len(flat.lengths), K, *pointers)
+        handle = ctypes.c_void_p()
+        self._run(
+            lambda cancel, message: self.library.mpnn_encode(
+                self.network, ctypes.byref(structures), self.threads, cancel,
+                ctypes.byref(handle), message,
+            )
+        )  # fmt: skip
+        return NativeEncoding(self, handle, flat, K)
+
+    def log_probs(
+        self, encoding: NativeEncoding, S: NDArray[np.int64], rank: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Teacher-forced log-probabilities [N, R, 21] of S [N, R] under rank [N, R]."""
+        N, R = rank.shape[0], encoding.size
+        _check("S", S, np.int64, (N, R), 0, NUM_LETTERS - 1)
+        _check("rank", rank, np.int64, (N, R))
+        _check_rows(N, R)
+        S, rank = np.ascontiguousarray(S), np.ascontiguousarray(rank)
+        log_probs = np.empty((N, R, NUM_LETTERS), np.float32)
+        types = S.copy()
+        self._run(
+            lambda cancel, message: self.library.mpnn_score(
+                encoding.handle, N, rank.ctypes.data, types.ctypes.data, log_probs.ctypes.data,
+                self.threads, cancel, message,
+            )
+        )  # fmt: skip
+        return log_probs
+
+    def sample(self, encoding: NativeEncoding, job: Any) -> Any:
+        """Draws the job's N samples."""
+        from mpnn.sampling import Samples  # type: ignore[import-untyped, unused-ignore]
+
+        S, log_probs = self.draw(encoding, job)
+        return Samples(S, log_probs)
+
+    def draw(self, encoding: NativeEncoding, job: Any) -> tuple[Array, Array]:
+        """Residue types [N, R] and log-probabilities [N, R, 21] of a job.
+
+        Raises:
+            InputError: an array has another shape, type or range than `Job` says.
+        """
+        N, R = len(job.rank), encoding.size
+        _check_job(job, N, encoding)
+        arrays = (
+            *(job.S, job.designed, job.rank, job.gumbel),
+            *(job.temperature, job.bias, job.tie_group, job.tie_weight),
+        )
+        kept = [np.ascontiguousarray(x) for x in arrays]
+        wanted = _Job(N, *(x.ctypes.data for x in kept))
+        S, log_probs = np.empty((N, R), np.int64), np.empty((N, R, NUM_LETTERS), np.float32)
+        self._run(
+            lambda cancel, message: self.library.mpnn_sample(
+                encoding.handle, ctypes.byref(wanted), S.ctypes.data, log_probs.ctypes.data,
+                self.threads, cancel, message,
+            )
+        )  # fmt: skip
+        return S, log_probs
+
+    def neighbors(
+        self, encoding: NativeEncoding, b: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """E_idx [L, K] within structure b, and False where a slot is beyond its length."""
+        E_idx = np.empty((encoding.size, encoding.k), np.int64)
+        self.library.mpnn_neighbors(encoding.handle, E_idx.ctypes.data)
+        start, length = encoding.offsets[b], encoding.lengths[b]
+        real = np.broadcast_to(np.arange(encoding.k) < length, (length, encoding.k))
+        return E_idx[start : start + length] - start, real
+
+    def synchronize(self) -> None:
+        """Does nothing: every method returns when its job is done."""
+
+    def _run(self, call: Callable[[Any, Any], int]) -> None:
+        """Calls the library in a thread, so that Ctrl-C reaches this one and ends the job."""
+        cancel, message = ctypes.c_int32(0), ctypes.create_string_buffer(MESSAGE_BYTES)
+        status: list[int] = []
+        thread = threading.Thread(
+            target=lambda: status.append(call(ctypes.byref(cancel), message)), name="mpnn"
+        )
+        thread.start()
+        try:
+            thread.join()
+        finally:
+            cancel.value = 1  # without effect where the job is done
+            thread.join()
+        _check_status(status[0], message)
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS, or the number of processors that this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def supported(config: Any) -> str | None:
+    """Why the library does not run networks of this configuration; None where it does."""
+    if not isinstance(config, ModelConfig):
+        return "it is not a ProteinMPNN network"
+    if config.hidden_dim % WIDTH_STEP:
+        return f"its hidden size is {config.hidden_dim}, and must be a multiple of {WIDTH_STEP}"
+    if config.k_neighbors > MOST_NEIGHBORS:
+        return f"it reads {config.k_neighbors} neighbors, and {MOST_NEIGHBORS} are the most"
+    return None
+
+
+def folded(
+    parameters: Mapping[str, NDArray[np.float32]], config: ModelConfig
+) -> Iterator[NDArray[np.float32]]:
+    """The tensors that `Network` of network.cpp reads, in its order, float32 and contiguous.
+
+    Products of weights are made in float64 and rounded once.
+    """
+    get = _Getter(parameters)
+    yield from map(_float32, _edge_embedding(get))
+    for n in range(config.num_encoder_layers):
+        at = f"encoder_layers.{n}."
+        yield from map(get, _message(at, "W1", "W2") + _update(at) + _message(at, "W11", "W12"))
+        yield from map(get, _both(at, "W13", "norm3"))
+    for n in range(config.num_decoder_layers):
+        at = f"decoder_layers.{n}."
+        yield from map(get, _message(at, "W1", "W2") + _update(at))
+        S = np.split(get(f"{at}W1.weight").astype(np.float64), 4, axis=1)[2]
+        residues = get("W_s.weight").astype(np.float64) @ S.T  # S·s of the 21 residue types
+        yield _float32(np.concatenate([residues, np.zeros_like(residues[:1])]))
+    yield from map(get, _both("", "W_out"))
+
+
+def _edge_embedding(get: _Getter) -> Iterator[Array]:
+    """Offsets [66, C], radial weights [C, 400], W_e [C, C] and its bias, and the RBF centers.
+
+    Centered by P and rotated by Qᵀ, where (W_e·diag(gain)·P)ᵀ = Q·R: see features.cpp.
+    """
+    weight = get(f"{FEATURES}edge_embedding.weight").astype(np.float64)
+    C = len(weight)
+    P = np.eye(C) - 1 / C
+    gain, bias = (get(f"{FEATURES}norm_edges.{kind}").astype(np.float64) for kind in _KINDS)
+    W_e, b_e = (get(f"W_e.{kind}").astype(np.float64) for kind in _KINDS)
+    Q, R = np.linalg.qr((W_e * gain @ P).T)
+    linear, linear_bias = (get(f"{FEATURES}embeddings.linear.{kind}") for kind in _KINDS)
+    offsets = (linear.T.astype(np.float64) + linear_bias) @ weight[:, :POSITIONAL].T
+    radial = weight[:, POSITIONAL:].reshape(C, PAIRS, CENTERS).swapaxes(1, 2).reshape(C, -1)
+    yield offsets @ P.T @ Q
+    yield Q.T @ P @ radial  # all pairs of the first center first
+    yield R.T
+    yield W_e @ bias + b_e
+    yield np.linspace(RBF_MIN, RBF_MAX, CENTERS)
+
+
+_KINDS = ("weight", "bias")
+
+
+def _both(at: str, *layers: str) -> list[str]:
+    return [f"{at}{layer}.{kind}" for layer in layers for kind in _KINDS]
+
+
+def _message(at: str, W1: str, W2: str) -> list[str]:
+    return _both(at, W1, W2)
+
+
+def _update(at: str) -> list[str]:
+    return _both(at, "W3", "norm1", "norm2", "dense.W_in", "dense.W_out")
+
+
+class _Getter:
+    """Looks up parameters by name, and refuses those that are missing or not numbers."""
+
+    def __init__(self, parameters: Mapping[str, NDArray[np.float32]]) -> None:
+        self.parameters = parameters
+
+    def __call__(self, name: str) -> NDArray[np.float32]:
+        if name not in self.parameters:
+            raise InputError(f"the weights lack {name}")
+        array = _float32(self.parameters[name])
+        if not np.isfinite(array).all():
+            raise InputError(f"{name} has numbers that are not finite")
+        return array
+
+
+def _float32(array: Array) -> NDArray[np.float32]:
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _checked_config(config: ModelConfig | None) -> ModelConfig:
+    why = supported(config)
+    if why is not None or config is None:
+        raise InputError(f"the compiled engine cannot run this network: {why}; take exact-torch")
+    return config
+
+
+def _check(
+    name: str,
+    array: Array,
+    dtype: type,
+    shape: tuple[int, ...],
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Refuses an array of another type or shape, or with numbers outside [low, high]."""
+    if array.dtype != dtype or array.shape != shape:
+        raise InputError(
+            f"{name} is {array.dtype} {list(array.shape)}, and must be "
+            f"{np.dtype(dtype)} {list(shape)}"
+        )
+    if low is not None and high is not None and array.size:
+        least, most = array.min(), array.max()  # NaN where there is one, and then neither holds
+        if not (least >= low and most <= high):
+            raise InputError(f"{name} has {least} … {most}, and must lie within {low} … {high}")
+
+
+def _check_rows(N: int, R: int) -> None:
+    if N < 1 or N * R >= 2**31:
+        raise InputError(f"{N} samples of {R} residues: 1 to {(2**31 - 1) // max(R, 1)} fit a job")
+
+
+def _check_flat(flat: Flat, K: int) -> None:
+    R = flat.size
+    if not flat.lengths or min(flat.lengths) < 1 or sum(flat.lengths) != R:
+        raise InputError(f"structures of {list(flat.lengths)} residues do not add up to {R} rows")
+    _check_rows(1, R)
+    _check("X", flat.X, np.float32, (R, 4, 3), -FARTHEST, FARTHEST)
+    _check("mask", flat.mask, np.bool_, (R,))
+    _check("residue_idx", flat.residue_idx, np.int64, (R,), -(2**40), 2**40)
+    _check("chain_encoding", flat.chain_encoding, np.int64, (R,))
+    if not 1 <= K <= MOST_NEIGHBORS:
+        raise InputError(f"{K} neighbors of each residue: 1 to {MOST_NEIGHBORS} are possible")
+    if flat.E_idx is None:
+        return
+    _check("E_idx", flat.E_idx, np.int64, (R, K))
+    lengths = np.array(flat.lengths)
+    start = np.repeat(flat.offsets, lengths)[:, None]
+    if ((flat.E_idx < start) | (flat.E_idx >= start + np.repeat(lengths, lengths)[:, None])).any():
+        raise InputError("E_idx names rows outside the residue's own structure")
+
+
+def _check_job(job: Any, N: int, encoding: NativeEncoding) -> None:
+    R, V = encoding.size, NUM_LETTERS
+    _check_rows(N, R)
+    _check("S", job.S, np.int64, (R,), 0, V - 1)
+    _check("designed", job.designed, np.bool_, (R,))
+    _check("rank", job.rank, np.int64, (N, R))
+    _check("gumbel", job.gumbel, np.float64, (N, R, V), -1e30, 1e30)
+    _check("temperature", job.temperature, np.float64, (N,), 1e-30, 1e30)
+    _check("bias", job.bias, np.float64, (R, V), -1e30, 1e30)
+    _check("tie_group", job.tie_group, np.int64, (R,), 0, R - 1)
+    _check("tie_weight", job.tie_weight, np.float64, (R,), -1e30, 1e30)
+    structure = np.repeat(np.arange(len(encoding.lengths)), encoding.lengths)
+    head = job.tie_group
+    if (head[head] != head).any() or (structure[head] != structure).any():
+        raise InputError("tie_group must name the first residue of a group in the same structure")
+    if (job.rank[:, head] != job.rank).any():
+        raise InputError("tied residues must share a rank, for they are drawn together")
+
+
+def _check_status(status: int, message: Any) -> None:
+    if status == OUT_OF_MEMORY:
+        raise MemoryError("out of memory in the compiled engine")
+    if status == FAILED:
+        raise RuntimeError(f"the compiled engine failed: {_text(message)}")
+    if status == CANCELED:
+        raise KeyboardInterrupt
+
+
+def _text(message: Any) -> str:
+    text: str = message.value.decode(errors="replace")
+    return text
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the types of its functions, after its version has been checked."""
+    version = library.mpnn_abi_version()
+    if version != ABI_VERSION:
+        raise ImportError(
+            f"the compiled library has interface {version} and this package {ABI_VERSION}; "
+            "build it again with pip install"
+        )
+    pointer, i32 = ctypes.c_void_p, ctypes.c_int32
+    signatures: dict[str, list[Any]] = {
+        "mpnn_network_new": [pointer, i32, pointer, pointer, pointer, pointer],
+        "mpnn_encode": [pointer, pointer, i32, pointer, pointer, pointer],
+        "mpnn_score": [pointer, i32, pointer, pointer, pointer, i32, pointer, pointer],
+        "mpnn_sample": [pointer, pointer, pointer, pointer, i32, pointer, pointer],
+    }
+    for name, types in signatures.items():
+        getattr(library, name).argtypes, getattr(library, name).restype = types, i32
+    for name in ("mpnn_network_free", "mpnn_encoding_free"):
+        getattr(library, name).argtypes, getattr(library, name).restype = [pointer], None
+    library.mpnn_neighbors.argtypes, library.mpnn_neighbors.restype = [pointer, pointer], None
+    return library

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from mpnn.errors import InputError
 from mpnn.optimizations.native import engine
 from mpnn.optimizations.native.library import load
 
@@ -58,7 +59,7 @@ def build(march: str, *extra: str, command: tuple[str, ...] = ()) -> Path:
     sources = sorted(SOURCES.glob("*.cpp"))
     flags = [*FLAGS, f"-march={march}", *extra]
     digest = hashlib.sha256(" ".join([*command, *flags]).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted([*sources, *SOURCES.glob("*.h")]):
         digest.update(path.read_bytes())
     CACHE.mkdir(exist_ok=True, mode=0o700)
     library = CACHE / f"{march}-{digest.hexdigest()[:16]}.so"
@@ -82,7 +83,7 @@ def library_path() -> Path:
     if "CXX" not in os.environ:
         try:
             return Path(load().handle._name)
-        except ImportError:
+        except InputError:
             pass
     return build(level())
 

@@ -11,17 +11,16 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpnn.config import NUM_LETTERS, ModelConfig
 from mpnn.errors import InputError
+from mpnn.flat import Flat
 from mpnn.optimizations.native.library import load
-
-if TYPE_CHECKING:
-    from mpnn.flat import Flat
+from mpnn.sampling import Job, Samples
 
 ABI_VERSION = 1
 """Of the C interface that this module speaks; the library says the same number."""
@@ -174,15 +173,8 @@ class NativeEngine:
         )  # fmt: skip
         return log_probs
 
-    def sample(self, encoding: NativeEncoding, job: Any) -> Any:
-        """Draws the job's N samples."""
-        from mpnn.sampling import Samples  # type: ignore[import-untyped, unused-ignore]
-
-        S, log_probs = self.draw(encoding, job)
-        return Samples(S, log_probs)
-
-    def draw(self, encoding: NativeEncoding, job: Any) -> tuple[Array, Array]:
-        """Residue types [N, R] and log-probabilities [N, R, 21] of a job.
+    def sample(self, encoding: NativeEncoding, job: Job) -> Samples:
+        """Samples the job's N sequences of each structure.
 
         Raises:
             InputError: an array has another shape, type or range than `Job` says.
@@ -202,7 +194,7 @@ class NativeEngine:
                 self.threads, cancel, message,
             )
         )  # fmt: skip
-        return S, log_probs
+        return Samples(S, log_probs)
 
     def neighbors(
         self, encoding: NativeEncoding, b: int
@@ -383,7 +375,7 @@ def _check_flat(flat: Flat, K: int) -> None:
         raise InputError("E_idx names rows outside the residue's own structure")
 
 
-def _check_job(job: Any, N: int, encoding: NativeEncoding) -> None:
+def _check_job(job: Job, N: int, encoding: NativeEncoding) -> None:
     R, V = encoding.size, NUM_LETTERS
     _check_rows(N, R)
     _check("S", job.S, np.int64, (R,), 0, V - 1)

@@ -10,7 +10,7 @@ namespace mpnn {
 #if defined(MPNN_AVX512)
 constexpr int GELU_AT_ONCE = 4;  // vectors side by side: as many chains hide the latency
 MPNN_INLINE void gelu(Vector (&x)[GELU_AT_ONCE]) {
-  const Vector magic = splat(1.5f * (1 << 21));  // the last bit of a float of this size is a quarter
+  const Vector magic = splat(1.5f * (1 << 21));                // the last bit of a float of this size is a quarter
   auto entry = [](const float* table, Vector k) MPNN_LAMBDA {  // table[low five bits of k]
     return (Vector)_mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)k, _mm512_load_ps(table + 16));
   };
@@ -24,9 +24,8 @@ MPNN_INLINE void gelu(Vector (&x)[GELU_AT_ONCE]) {
     p[u] = entry(GELU_PIECES[PIECE_DEGREE], k[u]);
   });
   repeat<PIECE_DEGREE>([&](auto j) MPNN_LAMBDA {
-    repeat<GELU_AT_ONCE>([&](auto u) MPNN_LAMBDA {
-      p[u] = multiply_add(p[u], d[u], entry(GELU_PIECES[PIECE_DEGREE - 1 - j], k[u]));
-    });
+    repeat<GELU_AT_ONCE>(
+        [&](auto u) MPNN_LAMBDA { p[u] = multiply_add(p[u], d[u], entry(GELU_PIECES[PIECE_DEGREE - 1 - j], k[u])); });
   });
   repeat<GELU_AT_ONCE>([&](auto u) MPNN_LAMBDA { x[u] -= p[u]; });
 }
@@ -41,9 +40,8 @@ MPNN_INLINE void gelu(Vector (&x)[GELU_AT_ONCE]) {
     p[u] = splat(GELU_POLYNOMIAL[GELU_DEGREE]);
   });
   repeat<GELU_DEGREE>([&](auto j) MPNN_LAMBDA {
-    repeat<GELU_AT_ONCE>([&](auto u) MPNN_LAMBDA {
-      p[u] = multiply_add(p[u], v[u], splat(GELU_POLYNOMIAL[GELU_DEGREE - 1 - j]));
-    });
+    repeat<GELU_AT_ONCE>(
+        [&](auto u) MPNN_LAMBDA { p[u] = multiply_add(p[u], v[u], splat(GELU_POLYNOMIAL[GELU_DEGREE - 1 - j])); });
   });
   repeat<GELU_AT_ONCE>([&](auto u) MPNN_LAMBDA { x[u] -= p[u]; });
 }
@@ -67,9 +65,7 @@ MPNN_INLINE Vector exponential(Vector x) {
   const Vector k = multiply_add(x, splat(1.44269504f), magic);
   const Vector f = multiply_add(x, splat(1.44269504f), -(k - magic));
   Vector p = splat(EXP2_POLYNOMIAL[EXP2_DEGREE]);
-  repeat<EXP2_DEGREE>([&](auto j) MPNN_LAMBDA {
-    p = multiply_add(p, f, splat(EXP2_POLYNOMIAL[EXP2_DEGREE - 1 - j]));
-  });
+  repeat<EXP2_DEGREE>([&](auto j) MPNN_LAMBDA { p = multiply_add(p, f, splat(EXP2_POLYNOMIAL[EXP2_DEGREE - 1 - j])); });
   return (Vector)((Bits)p + ((Bits)k << 23));  // times 2^k
 }
 
@@ -80,8 +76,7 @@ inline void layer_norm(float* x, int rows, int n, const float* gain, const float
   with_width(n, [&](auto width) MPNN_LAMBDA {
     for (float* end = x + static_cast<size_t>(rows) * n; x != end; x += width) {
       Vector s[2] = {}, q[2] = {};
-      for (int c = 0; c < width; c += 2 * LANES)
-        s[0] += load(x + c), s[1] += load(x + c + LANES);
+      for (int c = 0; c < width; c += 2 * LANES) s[0] += load(x + c), s[1] += load(x + c + LANES);
       const Vector mean = splat(sum(s[0] + s[1]) / width);
       for (int c = 0; c < width; c += 2 * LANES) {
         const Vector a = load(x + c) - mean, b = load(x + c + LANES) - mean;

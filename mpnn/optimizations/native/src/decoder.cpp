@@ -44,9 +44,8 @@ struct Decoder::Edges {
 };
 
 Decoder::Decoder(Encoding& encoding, int samples, const int64_t* ranks, int64_t* types, float* out, Pool& threads)
-    : e(encoding), net(encoding.net), graph(encoding.graph), N(samples), R(graph.R), K(graph.K), C(net.C),
-      rank(ranks), S(types), logits(out), pool(threads), memo(size_t(R) * K, C, samples >= MEMO_FROM),
-      decoded(net.decoder.size()) {
+    : e(encoding), net(encoding.net), graph(encoding.graph), N(samples), R(graph.R), K(graph.K), C(net.C), rank(ranks),
+      S(types), logits(out), pool(threads), memo(size_t(R) * K, C, samples >= MEMO_FROM), decoded(net.decoder.size()) {
   if (N >= MULTIPLY_FROM || pool.size() > 1) multiply_edges(e, pool);
   for (size_t l = 1; l < decoded.size(); ++l) decoded[l] = Buffer(size_t(N) * R * C);
 }
@@ -200,9 +199,8 @@ void Decoder::sum_new(size_t l, int i, const Edges& edges, const float* own, flo
   } else {
     matmul(
         scratch.ahead, rows, input, C, message.E, [](int, int) MPNN_LAMBDA { return Vector{}; },
-        [&](int r, int c, Vector y) MPNN_LAMBDA {
-          store(x + size_t(r) * width + c, y + load(edges.add[r] + c) + load(own + c));
-        });
+        [&](int r, int c, Vector y)
+            MPNN_LAMBDA { store(x + size_t(r) * width + c, y + load(edges.add[r] + c) + load(own + c)); });
   }
   sum_messages(message, rows, nullptr, total, scratch);
 }
@@ -305,8 +303,8 @@ void Decoder::draw_group(int32_t row, const SamplingJob& job) {
   for (size_t v = 0; v < V; ++v) {
     float total = 0;
     for (int32_t i : group)
-      total += logits[(n * size_t(R) + size_t(i)) * V + v] * float(job.tie_weight[i]) +
-               float(job.bias[size_t(i) * V + v]);
+      total +=
+          logits[(n * size_t(R) + size_t(i)) * V + v] * float(job.tie_weight[i]) + float(job.bias[size_t(i) * V + v]);
     const float x = total / float(group.size()) / float(job.temperature[n]) + float(job.gumbel[size_t(row) * V + v]);
     if (x > best) best = x, type = int64_t(v);
   }

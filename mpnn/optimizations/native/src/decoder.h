@@ -68,7 +68,7 @@ class Decoder {
   float* logits;
   Pool& pool;
   Memo memo;
-  std::vector<Buffer> decoded;  // [N·R, C] for each layer beyond the first: V·h + S·s of decoded rows
+  std::vector<Buffer> decoded;                // [N·R, C] for each layer beyond the first: V·h + S·s of decoded rows
   std::vector<std::vector<int32_t>> members;  // [R], of the tied group that a residue is the first of
 };
 

@@ -38,8 +38,8 @@ struct Encoding {
 
   const Network& net;
   Graph graph;
-  Buffer h_V;               // [R, C], 0 where masked
-  Buffer own, neighbor;     // [R, C] each: A·h_i + b1 and V·h_j of the first decoder layer
+  Buffer h_V;                  // [R, C], 0 where masked
+  Buffer own, neighbor;        // [R, C] each: A·h_i + b1 and V·h_j of the first decoder layer
   std::vector<Buffer> unseen;  // [R, C] for each layer: V·h_j of the encoder's nodes, none for the first
   // [R, K, C]: h_E alone, or once `multiplied` for each decoder layer E·h_E; the first layer's with
   // own + neighbor, for its nodes are the encoder's.

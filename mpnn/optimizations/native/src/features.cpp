@@ -23,8 +23,7 @@ void with_virtual_cb(const float* X, float (&atom)[5][3]) {
   float b[3], c[3];
   for (int d = 0; d < 3; ++d) b[d] = atom[1][d] - atom[0][d], c[d] = atom[2][d] - atom[1][d];
   const float a[3] = {b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]};
-  for (int d = 0; d < 3; ++d)
-    atom[4][d] = -0.58273431f * a[d] + 0.56802827f * b[d] - 0.54067466f * c[d] + atom[1][d];
+  for (int d = 0; d < 3; ++d) atom[4][d] = -0.58273431f * a[d] + 0.56802827f * b[d] - 0.54067466f * c[d] + atom[1][d];
 }
 
 }  // namespace

@@ -75,26 +75,26 @@ class Ahead {
 
 // Which part of the depth to sum over.
 struct Depth {
-  int from = 0, to = 0;          // to = 0: all of it
+  int from = 0, to = 0;           // to = 0: all of it
   bool lower_triangular = false;  // column c has no entry beyond depth c
 };
 
 #if defined(MPNN_WITH_BLAS)
-typedef void (*Sgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha,
-                      const float* a, int lda, const float* b, int ldb, float beta, float* c, int ldc);
+typedef void (*Sgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha, const float* a,
+                      int lda, const float* b, int ldb, float beta, float* c, int ldc);
 Sgemm find_sgemm();  // Accelerate's on macOS; nullptr where it is missing
 
 template <class Init, class Done>
-void matmul_by_blas(Sgemm sgemm, int rows, const float* X, int stride, const Matrix& W, Init init,
-                    Done done, Depth part) {
+void matmul_by_blas(Sgemm sgemm, int rows, const float* X, int stride, const Matrix& W, Init init, Done done,
+                    Depth part) {
   static thread_local std::vector<float> y;
   const int n = W.columns(), depth = (part.to ? part.to : W.depth) - part.from;
   if (y.size() < size_t(rows) * n) y.resize(size_t(rows) * n);
   for (int r = 0; r < rows; ++r)
     for (int c = 0; c < n; c += LANES) store(&y[size_t(r) * n + c], init(r, c));
   if (depth)
-    sgemm(101, 111, 111, rows, n, depth, 1.f, X + part.from, stride, &W.plain[size_t(part.from) * n], n,
-          1.f, y.data(), n);
+    sgemm(101, 111, 111, rows, n, depth, 1.f, X + part.from, stride, &W.plain[size_t(part.from) * n], n, 1.f, y.data(),
+          n);
   for (int r = 0; r < rows; ++r)
     for (int c = 0; c < n; c += LANES) done(r, c, load(&y[size_t(r) * n + c]));
 }
@@ -103,8 +103,7 @@ void matmul_by_blas(Sgemm sgemm, int rows, const float* X, int stride, const Mat
 // M rows times one panel. Rows beyond `last` repeat it and are not passed on. What `init` returns is
 // added at the end: sums that began with it would round all their products to its last bit.
 template <int M, bool FULL, class Init, class Done>
-MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float* W, int depth, Init init,
-                              Done done) {
+MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float* W, int depth, Init init, Done done) {
   Vector sums[M][VECTORS];
   const float* x[M];
   repeat<M>([&](auto r) MPNN_LAMBDA {
@@ -122,9 +121,8 @@ MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float*
   }
   repeat<M>([&](auto r) MPNN_LAMBDA {
     if (FULL || int(r) <= last)
-      repeat<VECTORS>([&](auto v) MPNN_LAMBDA {
-        done(int(r), int(v) * LANES, sums[r][v] + init(int(r), int(v) * LANES));
-      });
+      repeat<VECTORS>([&](auto v)
+                          MPNN_LAMBDA { done(int(r), int(v) * LANES, sums[r][v] + init(int(r), int(v) * LANES)); });
   });
 }
 

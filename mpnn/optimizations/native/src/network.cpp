@@ -15,8 +15,8 @@ struct Reader {
 
   const float* next(int64_t size) {
     if (at >= count || sizes[at] != size)
-      throw std::invalid_argument("tensor " + std::to_string(at) + " should have " +
-                                  std::to_string(size) + " elements");
+      throw std::invalid_argument("tensor " + std::to_string(at) + " should have " + std::to_string(size) +
+                                  " elements");
     return tensors[at++];
   }
   Floats floats(int n, float scale = 1.f) {
@@ -51,8 +51,7 @@ NodeUpdate read_update(Reader& read, int C) {
 
 }  // namespace
 
-Network::Network(int width, int encoders, int decoders, int count, const float* const* tensors,
-                 const int64_t* sizes)
+Network::Network(int width, int encoders, int decoders, int count, const float* const* tensors, const int64_t* sizes)
     : C(width) {
   Reader read{count, tensors, sizes};
   offsets = read.floats(OFFSETS * C);

@@ -22,8 +22,8 @@ MPNN_EXPORT void mpnn_probe_unit_norm(float* x, int32_t rows, int32_t n) { unit_
 MPNN_EXPORT void mpnn_probe_log_softmax(float* x, int32_t n) { log_softmax(x, n); }
 
 // y [rows, out] = x [rows, in]·weightᵀ from depth `from` to `to`; out is a multiple of 32.
-MPNN_EXPORT void mpnn_probe_matmul(const float* x, const float* weight, float* y, int32_t rows, int32_t in,
-                                   int32_t out, int32_t from, int32_t to) {
+MPNN_EXPORT void mpnn_probe_matmul(const float* x, const float* weight, float* y, int32_t rows, int32_t in, int32_t out,
+                                   int32_t from, int32_t to) {
   const Matrix W(weight, out, in, in);
   Ahead ahead;
   matmul(

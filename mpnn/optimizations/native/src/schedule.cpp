@@ -17,15 +17,13 @@ Groups groups_of(const int64_t* tie_group, int32_t start, int32_t end) {
   std::stable_sort(groups.members.begin(), groups.members.end(),
                    [&](int32_t a, int32_t b) { return tie_group[a] < tie_group[b]; });
   for (size_t m = 0; m < groups.members.size(); ++m)
-    if (!m || tie_group[groups.members[m]] != tie_group[groups.members[m - 1]])
-      groups.begins.push_back(int32_t(m));
+    if (!m || tie_group[groups.members[m]] != tie_group[groups.members[m - 1]]) groups.begins.push_back(int32_t(m));
   groups.begins.push_back(int32_t(groups.members.size()));
   return groups;
 }
 
 // Steps of one sample of one structure, groups in the order of their ranks.
-void find_steps(const Graph& graph, const SamplingJob& job, const Groups& groups, const int64_t* rank,
-                int32_t* step) {
+void find_steps(const Graph& graph, const SamplingJob& job, const Groups& groups, const int64_t* rank, int32_t* step) {
   int64_t first = INT64_MAX;  // rank of the first designed residue
   for (int32_t i : groups.members)
     if (job.designed[i]) first = std::min(first, rank[i]);
@@ -55,8 +53,7 @@ Schedule schedule(const Graph& graph, const SamplingJob& job, Pool& pool) {
   const size_t R = size_t(graph.R), N = size_t(job.N), B = graph.starts.size() - 1;
   std::vector<int32_t> step(N * R, 0);
   std::vector<Groups> groups;
-  for (size_t b = 0; b < B; ++b)
-    groups.push_back(groups_of(job.tie_group, graph.starts[b], graph.starts[b + 1]));
+  for (size_t b = 0; b < B; ++b) groups.push_back(groups_of(job.tie_group, graph.starts[b], graph.starts[b + 1]));
   pool.share(int(N * B), [&](int t, Scratch&) {
     const size_t n = size_t(t) / B, b = size_t(t) % B;
     find_steps(graph, job, groups[b], job.rank + n * R, &step[n * R]);

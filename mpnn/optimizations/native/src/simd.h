@@ -93,9 +93,8 @@ MPNN_INLINE void round_here(Vector& x) {
 // Calls f(0), …, f(N - 1) with constants, so that what they index stays in registers.
 template <int N, class F>
 MPNN_INLINE void repeat(F f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) MPNN_LAMBDA {
-    (f(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
+  [&]<int... I>(std::integer_sequence<int, I...>)
+      MPNN_LAMBDA { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
 // Calls f with n, as a compile-time constant for the two published widths: loops over it unroll.

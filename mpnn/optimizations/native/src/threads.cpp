@@ -64,8 +64,7 @@ Pool& Pool::here() {
   static std::mutex guard;
   static Pool* pool = nullptr;
   static pid_t owner = 0;
-  static const int registered = pthread_atfork([] { guard.lock(); }, [] { guard.unlock(); },
-                                               [] { guard.unlock(); });
+  static const int registered = pthread_atfork([] { guard.lock(); }, [] { guard.unlock(); }, [] { guard.unlock(); });
   (void)registered;
   const std::lock_guard lock(guard);
   if (!pool || owner != getpid()) pool = new Pool, owner = getpid();  // the parent's is left alone
@@ -138,8 +137,7 @@ void Pool::loop(int worker) {
 
 Job::Job(int threads, int C, int K, const int32_t* cancel) : pool(Pool::here()), lock(pool.job) {
   ask_for_performance_cores();
-  while (pool.scratches.size() < static_cast<size_t>(threads))
-    pool.scratches.push_back(std::make_unique<Scratch>());
+  while (pool.scratches.size() < static_cast<size_t>(threads)) pool.scratches.push_back(std::make_unique<Scratch>());
   for (auto& scratch : pool.scratches) scratch->fit(C, K);
   pool.team = threads;
   pool.present.store(threads, std::memory_order_relaxed);

@@ -132,7 +132,8 @@ def flags(command: Sequence[str], level: str) -> list[str]:
     """The flags with which a compiler compiles for a level of this platform; "" is no level."""
     machine = LEVELS.get(target(), {}).get(level)
     out = [*FLAGS]
-    if machine and "ziglang" not in command:
+    zig = {"zig", "ziglang"} & {Path(word).name for word in command}
+    if machine and not zig:
         out.append(f"-march={machine}")
     elif machine and machine != "armv8-a":  # zig's default, which it does not know by this name
         out.append(f"-march={machine.replace('-', '_')}")

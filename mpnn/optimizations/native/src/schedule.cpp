@@ -53,6 +53,7 @@ Schedule schedule(const Graph& graph, const SamplingJob& job, Pool& pool) {
   const size_t R = size_t(graph.R), N = size_t(job.N), B = graph.starts.size() - 1;
   std::vector<int32_t> step(N * R, 0);
   std::vector<Groups> groups;
+  groups.reserve(B);
   for (size_t b = 0; b < B; ++b) groups.push_back(groups_of(job.tie_group, graph.starts[b], graph.starts[b + 1]));
   pool.share(int(N * B), [&](int t, Scratch&) {
     const size_t n = size_t(t) / B, b = size_t(t) % B;

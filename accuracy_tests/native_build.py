@@ -1,12 +1,6 @@
-r"""Compiles the native library for a test, once for each set of flags and sources.
+"""Compiles the native library for a test, once for each set of flags and sources.
 
-The tests under sanitizers, in a Python that loads their runtime first:
-
-    CXX="g++ -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
-        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
-        ASAN_OPTIONS=detect_leaks=0 pytest accuracy_tests/test_native*.py
-    CXX="g++ -O1 -g -fsanitize=thread" LD_PRELOAD="$(g++ -print-file-name=libtsan.so)" \
-        TSAN_OPTIONS=halt_on_error=1 pytest accuracy_tests/test_native.py -k threads
+CXX may name a compiler with flags of its own; test_native_builds.py has the builds of every kind.
 """
 
 from __future__ import annotations

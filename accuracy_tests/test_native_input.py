@@ -147,5 +147,5 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
     subprocess.run(
         [*compiler(), "-x", "c", "-shared", "-fPIC", str(source), "-o", str(library)], check=True
     )
-    with pytest.raises(ImportError, match="999"):
+    with pytest.raises(InputError, match="999"):
         NativeEngine(formula_weights(SMALL), library=ctypes.CDLL(str(library)))

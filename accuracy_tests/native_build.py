@@ -1,12 +1,6 @@
-r"""Compiles the native library for a test, once for each set of flags and sources.
+"""Compiles the native library for a test, once for each set of flags and sources.
 
-The tests under sanitizers, in a Python that loads their runtime first:
-
-    CXX="g++ -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
-        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
-        ASAN_OPTIONS=detect_leaks=0 pytest accuracy_tests/test_native*.py
-    CXX="g++ -O1 -g -fsanitize=thread" LD_PRELOAD="$(g++ -print-file-name=libtsan.so)" \
-        TSAN_OPTIONS=halt_on_error=1 pytest accuracy_tests/test_native.py -k threads
+CXX may name a compiler with flags of its own; test_native_builds.py has the builds of every kind.
 """
 
 from __future__ import annotations
@@ -24,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from mpnn.errors import InputError
 from mpnn.optimizations.native import engine
 from mpnn.optimizations.native.library import load
 
@@ -58,7 +53,7 @@ def build(march: str, *extra: str, command: tuple[str, ...] = ()) -> Path:
     sources = sorted(SOURCES.glob("*.cpp"))
     flags = [*FLAGS, f"-march={march}", *extra]
     digest = hashlib.sha256(" ".join([*command, *flags]).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted([*sources, *SOURCES.glob("*.h")]):
         digest.update(path.read_bytes())
     CACHE.mkdir(exist_ok=True, mode=0o700)
     library = CACHE / f"{march}-{digest.hexdigest()[:16]}.so"
@@ -82,7 +77,7 @@ def library_path() -> Path:
     if "CXX" not in os.environ:
         try:
             return Path(load().handle._name)
-        except ImportError:
+        except InputError:
             pass
     return build(level())
 

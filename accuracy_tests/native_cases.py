@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from made_up_files import with_gaps
 from native_build import native_library
-from padded import FlatEngine, FlatJob, flat_job, padded_batch
 
 from mpnn.config import ModelConfig
-from mpnn.decoding import Constraints, Job, Key, make_job
 from mpnn.flat import Flat
-from mpnn.optimizations import load_engine
+from mpnn.optimizations import Engine, load_engine
 from mpnn.optimizations.native.engine import NativeEngine
+from mpnn.sampling import Constraints, Job, Key, make_job
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -44,8 +43,8 @@ def native(config: ModelConfig, threads: int = 1) -> NativeEngine:
 
 
 @functools.cache
-def reference(config: ModelConfig) -> FlatEngine:
-    return FlatEngine(load_engine("reference", formula_weights(config)))
+def reference(config: ModelConfig) -> Engine:
+    return load_engine(formula_weights(config), "reference")
 
 
 @functools.cache
@@ -73,30 +72,33 @@ def constraints(backbone: Any, kind: str) -> Constraints:
 
 
 @functools.cache
-def jobs(name: str, kind: str, samples: int = 3) -> tuple[Job, FlatJob]:
-    """The job padded, for the reference, and end to end."""
-    flat = structures(name)
+def jobs(name: str, kind: str, samples: int = 3) -> Job:
+    """A job of one kind, every sample at another temperature."""
     keys = [Key(7, n, 0.2 + 0.1 * n) for n in range(samples)]
     each = [constraints(b, kind) for b in BACKBONES[name]]
-    job = make_job(padded_batch(flat).S.numpy(), each, keys)
-    return job, flat_job(job, flat)
+    return make_job(structures(name).S, each, keys)
 
 
 @functools.cache
 def expected(name: str, kind: str, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     engine = reference(config)
-    samples = engine.sample(engine.encode(structures(name)), jobs(name, kind)[0])
-    return samples.S, samples.log_probs
+    return sampled(engine, engine.encode(structures(name)), jobs(name, kind))
 
 
 def draw(name: str, kind: str, config: ModelConfig = SMALL, threads: int = 1) -> tuple[Any, Any]:
     engine = native(config, threads)
-    return engine.draw(engine.encode(structures(name)), jobs(name, kind)[1])
+    return sampled(engine, engine.encode(structures(name)), jobs(name, kind))
 
 
-def subset(job: FlatJob, rows: slice, samples: slice) -> FlatJob:
+def sampled(engine: Engine, encoding: Any, job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Residue types [N, R] and log-probabilities [N, R, 21] of a job."""
+    samples = engine.sample(encoding, job)
+    return samples.S, samples.log_probs
+
+
+def subset(job: Job, rows: slice, samples: slice) -> Job:
     """Some samples of one structure of a job."""
-    return FlatJob(
+    return Job(
         job.S[rows], job.designed[rows], job.rank[samples, rows], job.gumbel[samples, rows],
         job.temperature[samples], job.bias[rows], job.tie_group[rows] - rows.start,
         job.tie_weight[rows],

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from mpnn.config import ModelConfig
 from mpnn.flat import Flat
 from mpnn.optimizations.native.engine import NativeEngine
+from mpnn.sampling import Job
 from mpnn.synthetic import made_up_backbone
 
-__all__ = ["Flat", "engine", "job", "made_up_backbone", "np"]
+__all__ = ["Flat", "engine", "job", "made_up_backbone", "np", "sampled"]
 
 
 def _shapes(C: int) -> dict[str, tuple[int, ...]]:
@@ -58,10 +59,10 @@ def engine(threads: int) -> NativeEngine:
     return NativeEngine(_network(config), config, threads, ctypes.CDLL(sys.argv[1]))
 
 
-def job(flat: Flat, samples: int) -> SimpleNamespace:
+def job(flat: Flat, samples: int) -> Job:
     """A job that designs everything, in random orders."""
     rng, R = np.random.default_rng(0), flat.size
-    return SimpleNamespace(
+    return Job(
         S=flat.S,
         designed=flat.mask,
         rank=np.stack([rng.permutation(R) for _ in range(samples)]),
@@ -71,3 +72,9 @@ def job(flat: Flat, samples: int) -> SimpleNamespace:
         tie_group=np.arange(R),
         tie_weight=np.ones(R),
     )
+
+
+def sampled(engine: NativeEngine, flat: Any, job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Residue types [N, R] and log-probabilities [N, R, 21] of a job."""
+    samples = engine.sample(flat, job)
+    return samples.S, samples.log_probs

@@ -21,17 +21,18 @@ from native_cases import (
     jobs,
     native,
     reference,
+    sampled,
     structures,
     subset,
 )
-from padded import FlatEngine, flat_job, padded_batch
 
 from mpnn import graph
 from mpnn.config import ModelConfig
-from mpnn.decoding import Constraints, Key, make_job
 from mpnn.flat import Flat
+from mpnn.model import Batch
 from mpnn.optimizations import load_engine
 from mpnn.optimizations.native.engine import NativeEngine
+from mpnn.sampling import Constraints, Key, make_job
 from mpnn.structure import read_structure
 from mpnn.weights import formula_weights, load_weights
 
@@ -74,10 +75,9 @@ def test_teacher_forced_scores_under_any_rank(name: str, ranks: str) -> None:
         "by position": np.tile(np.arange(flat.size), (4, 1)),
     }[ranks]
     engine, other = native(SMALL), reference(SMALL)
-    shifted = rank - rank.min()  # which the padded interface needs for its padding
     np.testing.assert_allclose(
         engine.log_probs(engine.encode(flat), S, rank),
-        other.log_probs(other.encode(flat), S, shifted),
+        other.log_probs(other.encode(flat), S, rank),
         rtol=0,
         atol=TOLERANCE,
     )
@@ -143,12 +143,12 @@ def test_published_numbers(name: str, config: ModelConfig) -> None:
 def test_no_further_from_float64_than_torch() -> None:
     """Log-probabilities are as close to the network in float64 as those of the torch form."""
     flat = structures("one chain")
-    job = jobs("one chain", "free")[1]
+    job = jobs("one chain", "free")
     S = np.tile(flat.S, (3, 1))
     model = formula_weights(WIDE)
     engines = [
         native(WIDE),
-        *(FlatEngine(load_engine("exact", m)) for m in (model, formula_weights(WIDE).double())),
+        *(load_engine(m, "exact") for m in (model, formula_weights(WIDE).double())),
     ]
     compiled, single, double = (e.log_probs(e.encode(flat), S, job.rank) for e in engines)
     error = [float(np.sqrt(((x - double) ** 2).mean())) for x in (compiled, single)]
@@ -162,13 +162,13 @@ def test_no_further_from_float64_than_torch() -> None:
 def test_bits_do_not_depend_on_the_batch(kind: str) -> None:
     """One sample of one structure has the bits that it has among other samples and structures."""
     name, engine = "different lengths", native(SMALL)
-    flat, job = structures(name), jobs(name, kind, 5)[1]
-    S, log_probs = engine.draw(engine.encode(flat), job)
+    flat, job = structures(name), jobs(name, kind, 5)
+    S, log_probs = sampled(engine, engine.encode(flat), job)
     for b, backbone in enumerate(BACKBONES[name]):
         rows = slice(flat.offsets[b], flat.offsets[b] + flat.lengths[b])
         alone = engine.encode(Flat.from_backbones([backbone]))
         for samples in (slice(0, 1), slice(1, 3), slice(2, 5)):
-            S_alone, log_probs_alone = engine.draw(alone, subset(job, rows, samples))
+            S_alone, log_probs_alone = sampled(engine, alone, subset(job, rows, samples))
             np.testing.assert_array_equal(S_alone, S[samples, rows])
             np.testing.assert_array_equal(log_probs_alone, log_probs[samples, rows])
 
@@ -189,18 +189,18 @@ def test_sampler_and_scorer_agree() -> None:
     """Log-probabilities of the draws are the teacher-forced ones of what was drawn, to the bit."""
     engine = native(SMALL)
     for name in BACKBONES:
-        encoding, job = engine.encode(structures(name)), jobs(name, "tied")[1]
-        S, log_probs = engine.draw(encoding, job)
+        encoding, job = engine.encode(structures(name)), jobs(name, "tied")
+        S, log_probs = sampled(engine, encoding, job)
         np.testing.assert_array_equal(engine.log_probs(encoding, S, job.rank), log_probs)
 
 
 def test_two_threads_of_the_caller_share_an_encoding() -> None:
     """Calls from several threads at once give what they give one after another."""
-    engine, job = native(SMALL, 2), jobs("three chains", "free")[1]
+    engine, job = native(SMALL, 2), jobs("three chains", "free")
     encoding = engine.encode(structures("three chains"))
-    expected_S = engine.draw(encoding, job)[0]
+    expected_S = sampled(engine, encoding, job)[0]
     with ThreadPoolExecutor(4) as pool:
-        for S, _ in pool.map(lambda _: engine.draw(encoding, job), range(8)):
+        for S, _ in pool.map(lambda _: sampled(engine, encoding, job), range(8)):
             np.testing.assert_array_equal(S, expected_S)
 
 
@@ -223,14 +223,14 @@ def test_published_structures(
     model, _ = load_weights(weights_dir / "v_48_020.pt")
     flat = Flat.from_backbones([backbone])
     # Symmetric complexes have neighbors at equal distances; both engines get the same choice.
-    batch = padded_batch(flat)
+    batch = Batch.from_flat(flat)
     flat = replace(flat, E_idx=model.features.neighbors(batch)[0][0].numpy())
     each = Constraints.free(backbone.mask)
     each.designed[~np.isin(np.array(backbone.chain_ids)[backbone.chain_index], chosen)] = False
-    job = make_job(batch.S.numpy(), [each], [Key(37, n, 0.1) for n in range(2)])
+    job = make_job(flat.S, [each], [Key(37, n, 0.1) for n in range(2)])
     compiled = NativeEngine(model, library=native_library())
-    S, log_probs = compiled.draw(compiled.encode(flat), flat_job(job, flat))
-    other = FlatEngine(load_engine("reference", model))
+    S, log_probs = sampled(compiled, compiled.encode(flat), job)
+    other = load_engine(model, "reference")
     samples = other.sample(other.encode(flat), job)
     np.testing.assert_array_equal(S, samples.S)
     np.testing.assert_allclose(log_probs, samples.log_probs, rtol=0, atol=1e-4)

@@ -40,7 +40,7 @@ extern "C" __attribute__((visibility("default"))) void cblas_sgemm(
 
 def write_job(path: Path, name: str, kind: str, threads: int) -> None:
     """The input of native_driver.cpp."""
-    flat, job = structures(name), jobs(name, kind)[1]
+    flat, job = structures(name), jobs(name, kind)
     weights = {key: x.numpy() for key, x in formula_weights(SMALL).state_dict().items()}
     tensors = list(folded(weights, SMALL))
     K = min(SMALL.k_neighbors, max(flat.lengths))

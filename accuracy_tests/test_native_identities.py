@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from native_build import native_library
-from native_cases import SMALL, draw, jobs, native, structures, subset
+from native_cases import SMALL, draw, jobs, native, sampled, structures, subset
 
 from mpnn import graph
 from mpnn.config import ModelConfig
@@ -174,24 +174,24 @@ def test_w3_after_the_sum_and_masked_messages() -> None:
 
 def test_first_layer_messages_remembered() -> None:
     """Samples that share messages, and those beyond the memo's room, have the bits of one alone."""
-    flat, job = structures("one chain"), jobs("one chain", "free", 24)[1]
+    flat, job = structures("one chain"), jobs("one chain", "free", 24)
     engine = native(SMALL)
-    S, log_probs = engine.draw(engine.encode(flat), job)
+    S, log_probs = sampled(engine, engine.encode(flat), job)
     shown = [len(np.unique(S[:, i])) for i in range(flat.size)]
     assert np.mean(shown) > 4  # more messages than the memo has room for, four an edge
     for n in (0, 11, 23):
         alone = subset(job, slice(0, flat.size), slice(n, n + 1))
-        S_alone, log_probs_alone = engine.draw(engine.encode(flat), alone)
+        S_alone, log_probs_alone = sampled(engine, engine.encode(flat), alone)
         np.testing.assert_array_equal(S_alone[0], S[n])
         np.testing.assert_array_equal(log_probs_alone[0], log_probs[n])
 
 
 def test_wavefront_is_decoding_one_at_a_time() -> None:
     """A residue drawn in its step has the bits that it has given earlier residues alone."""
-    flat, job = structures("three chains"), jobs("three chains", "fixed")[1]
+    flat, job = structures("three chains"), jobs("three chains", "fixed")
     engine = native(SMALL)
     encoding = engine.encode(flat)
-    S, log_probs = engine.draw(encoding, job)
+    S, log_probs = sampled(engine, encoding, job)
     for i in range(0, flat.size, 9):  # what i sees does not depend on residues that come after it
         later = job.rank > job.rank[:, i : i + 1]
         other = np.where(later, (S + 7) % 21, S)
@@ -201,13 +201,13 @@ def test_wavefront_is_decoding_one_at_a_time() -> None:
 
 def test_edges_of_all_decoder_layers_at_once() -> None:
     """Multiplying edges before decoding, as several samples do, changes no bit of a later job."""
-    flat, job = structures("one chain"), jobs("one chain", "free")[1]
+    flat, job = structures("one chain"), jobs("one chain", "free")
     one = subset(job, slice(0, flat.size), slice(0, 1))
     engine = native(SMALL)
     encoding = engine.encode(flat)
-    before = engine.draw(encoding, one)[1]
-    engine.draw(encoding, job)  # three samples: from here on the edges are multiplied
-    np.testing.assert_array_equal(engine.draw(encoding, one)[1], before)
+    before = sampled(engine, encoding, one)[1]
+    sampled(engine, encoding, job)  # three samples: from here on the edges are multiplied
+    np.testing.assert_array_equal(sampled(engine, encoding, one)[1], before)
 
 
 def test_rotation_and_translation() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from native_build import compiler, native_library
-from native_cases import SMALL, draw, jobs, native, structures
+from native_cases import SMALL, draw, jobs, native, sampled, structures
 
 from mpnn.config import ModelConfig
 from mpnn.errors import InputError
@@ -79,31 +79,31 @@ BAD_JOBS = {
 )
 def test_bad_jobs_are_refused(field: str, n: int) -> None:
     """Arrays of another shape, type or range than `Job` says never reach the library."""
-    engine, job = native(SMALL), jobs("one chain", "tied")[1]
+    engine, job = native(SMALL), jobs("one chain", "tied")
     encoding = engine.encode(structures("one chain"))
     with pytest.raises(InputError):
-        engine.draw(encoding, replace(job, **{field: BAD_JOBS[field][n](job)}))
+        sampled(engine, encoding, replace(job, **{field: BAD_JOBS[field][n](job)}))
 
 
 def test_tied_residues_of_two_structures_are_refused() -> None:
     """A group within two structures has no common order, so it is refused."""
-    engine, job = native(SMALL), jobs("different lengths", "free")[1]
+    engine, job = native(SMALL), jobs("different lengths", "free")
     encoding = engine.encode(structures("different lengths"))
     rank = broken(job.rank, (slice(None), 55), job.rank[:, 2])
     with pytest.raises(InputError, match="same structure"):
-        engine.draw(encoding, replace(job, tie_group=broken(job.tie_group, 55, 2), rank=rank))
+        sampled(engine, encoding, replace(job, tie_group=broken(job.tie_group, 55, 2), rank=rank))
 
 
 def test_arrays_that_are_not_contiguous() -> None:
     """Views with strides give what copies of them give."""
-    engine, job = native(SMALL), jobs("one chain", "free")[1]
+    engine, job = native(SMALL), jobs("one chain", "free")
     flat = structures("one chain")
     strided = replace(flat, X=np.asfortranarray(flat.X), S=np.repeat(flat.S, 2)[::2])
     broadcast = replace(
         job, gumbel=np.asfortranarray(job.gumbel), rank=job.rank[:, ::-1].copy()[:, ::-1]
     )
     np.testing.assert_array_equal(
-        engine.draw(engine.encode(strided), broadcast)[0], draw("one chain", "free")[0]
+        sampled(engine, engine.encode(strided), broadcast)[0], draw("one chain", "free")[0]
     )
 
 
@@ -147,5 +147,5 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
     subprocess.run(
         [*compiler(), "-x", "c", "-shared", "-fPIC", str(source), "-o", str(library)], check=True
     )
-    with pytest.raises(ImportError, match="999"):
+    with pytest.raises(InputError, match="999"):
         NativeEngine(formula_weights(SMALL), library=ctypes.CDLL(str(library)))

@@ -11,17 +11,23 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpnn.config import NUM_LETTERS, ModelConfig
 from mpnn.errors import InputError
+from mpnn.flat import Flat
+from mpnn.optimizations.native.checks import (
+    MOST_NEIGHBORS,
+    check_array,
+    check_flat,
+    check_job,
+    check_rows,
+)
 from mpnn.optimizations.native.library import load
-
-if TYPE_CHECKING:
-    from mpnn.flat import Flat
+from mpnn.sampling import Job, Samples
 
 ABI_VERSION = 1
 """Of the C interface that this module speaks; the library says the same number."""
@@ -29,9 +35,6 @@ ABI_VERSION = 1
 WIDTH_STEP = 64
 """The hidden size must be a multiple: whole vectors of every instruction set."""
 
-MOST_NEIGHBORS = 128
-FARTHEST = 1e6
-"""Å from the origin: beyond, float32 cannot tell a residue from its neighbor."""
 
 FEATURES, POSITIONAL, PAIRS, CENTERS = "features.", 16, 25, 16
 RBF_MIN, RBF_MAX = 2.0, 22.0  # Å
@@ -100,8 +103,8 @@ class NativeEngine:
             library: loaded already; None takes the one that belongs to this package and CPU.
 
         Raises:
-            InputError: the network is not one that the library runs, or threads < 1.
-            ImportError: the library is missing or has another version; the message says why.
+            InputError: the network is not one that the library runs, threads < 1, or the library
+                cannot be loaded or has another version; the message says why.
         """
         if not isinstance(parameters, Mapping):
             config = parameters.config
@@ -139,7 +142,7 @@ class NativeEngine:
         K = min(self.config.k_neighbors, max(flat.lengths, default=0))
         if flat.E_idx is not None:
             K = flat.E_idx.shape[-1]
-        _check_flat(flat, K)
+        check_flat(flat, K)
         starts = np.array([*flat.offsets, flat.size], np.int64)
         arrays = [flat.X, flat.mask, flat.residue_idx, flat.chain_encoding, starts]
         kept = [np.ascontiguousarray(x) for x in arrays]
@@ -160,9 +163,9 @@ class NativeEngine:
     ) -> NDArray[np.float32]:
         """Teacher-forced log-probabilities [N, R, 21] of S [N, R] under rank [N, R]."""
         N, R = rank.shape[0], encoding.size
-        _check("S", S, np.int64, (N, R), 0, NUM_LETTERS - 1)
-        _check("rank", rank, np.int64, (N, R))
-        _check_rows(N, R)
+        check_array("S", S, np.int64, (N, R), 0, NUM_LETTERS - 1)
+        check_array("rank", rank, np.int64, (N, R))
+        check_rows(N, R)
         S, rank = np.ascontiguousarray(S), np.ascontiguousarray(rank)
         log_probs = np.empty((N, R, NUM_LETTERS), np.float32)
         types = S.copy()
@@ -174,21 +177,14 @@ class NativeEngine:
         )  # fmt: skip
         return log_probs
 
-    def sample(self, encoding: NativeEncoding, job: Any) -> Any:
-        """Draws the job's N samples."""
-        from mpnn.sampling import Samples  # type: ignore[import-untyped, unused-ignore]
-
-        S, log_probs = self.draw(encoding, job)
-        return Samples(S, log_probs)
-
-    def draw(self, encoding: NativeEncoding, job: Any) -> tuple[Array, Array]:
-        """Residue types [N, R] and log-probabilities [N, R, 21] of a job.
+    def sample(self, encoding: NativeEncoding, job: Job) -> Samples:
+        """Samples the job's N sequences of each structure.
 
         Raises:
             InputError: an array has another shape, type or range than `Job` says.
         """
         N, R = len(job.rank), encoding.size
-        _check_job(job, N, encoding)
+        check_job(job, encoding.lengths)
         arrays = (
             *(job.S, job.designed, job.rank, job.gumbel),
             *(job.temperature, job.bias, job.tie_group, job.tie_weight),
@@ -202,7 +198,7 @@ class NativeEngine:
                 self.threads, cancel, message,
             )
         )  # fmt: skip
-        return S, log_probs
+        return Samples(S, log_probs)
 
     def neighbors(
         self, encoding: NativeEncoding, b: int
@@ -338,70 +334,6 @@ def _checked_config(config: ModelConfig | None) -> ModelConfig:
     return config
 
 
-def _check(
-    name: str,
-    array: Array,
-    dtype: type,
-    shape: tuple[int, ...],
-    low: float | None = None,
-    high: float | None = None,
-) -> None:
-    """Refuses an array of another type or shape, or with numbers outside [low, high]."""
-    if array.dtype != dtype or array.shape != shape:
-        raise InputError(
-            f"{name} is {array.dtype} {list(array.shape)}, and must be "
-            f"{np.dtype(dtype)} {list(shape)}"
-        )
-    if low is not None and high is not None and array.size:
-        least, most = array.min(), array.max()  # NaN where there is one, and then neither holds
-        if not (least >= low and most <= high):
-            raise InputError(f"{name} has {least} … {most}, and must lie within {low} … {high}")
-
-
-def _check_rows(N: int, R: int) -> None:
-    if N < 1 or N * R >= 2**31:
-        raise InputError(f"{N} samples of {R} residues: 1 to {(2**31 - 1) // max(R, 1)} fit a job")
-
-
-def _check_flat(flat: Flat, K: int) -> None:
-    R = flat.size
-    if not flat.lengths or min(flat.lengths) < 1 or sum(flat.lengths) != R:
-        raise InputError(f"structures of {list(flat.lengths)} residues do not add up to {R} rows")
-    _check_rows(1, R)
-    _check("X", flat.X, np.float32, (R, 4, 3), -FARTHEST, FARTHEST)
-    _check("mask", flat.mask, np.bool_, (R,))
-    _check("residue_idx", flat.residue_idx, np.int64, (R,), -(2**40), 2**40)
-    _check("chain_encoding", flat.chain_encoding, np.int64, (R,))
-    if not 1 <= K <= MOST_NEIGHBORS:
-        raise InputError(f"{K} neighbors of each residue: 1 to {MOST_NEIGHBORS} are possible")
-    if flat.E_idx is None:
-        return
-    _check("E_idx", flat.E_idx, np.int64, (R, K))
-    lengths = np.array(flat.lengths)
-    start = np.repeat(flat.offsets, lengths)[:, None]
-    if ((flat.E_idx < start) | (flat.E_idx >= start + np.repeat(lengths, lengths)[:, None])).any():
-        raise InputError("E_idx names rows outside the residue's own structure")
-
-
-def _check_job(job: Any, N: int, encoding: NativeEncoding) -> None:
-    R, V = encoding.size, NUM_LETTERS
-    _check_rows(N, R)
-    _check("S", job.S, np.int64, (R,), 0, V - 1)
-    _check("designed", job.designed, np.bool_, (R,))
-    _check("rank", job.rank, np.int64, (N, R))
-    _check("gumbel", job.gumbel, np.float64, (N, R, V), -1e30, 1e30)
-    _check("temperature", job.temperature, np.float64, (N,), 1e-30, 1e30)
-    _check("bias", job.bias, np.float64, (R, V), -1e30, 1e30)
-    _check("tie_group", job.tie_group, np.int64, (R,), 0, R - 1)
-    _check("tie_weight", job.tie_weight, np.float64, (R,), -1e30, 1e30)
-    structure = np.repeat(np.arange(len(encoding.lengths)), encoding.lengths)
-    head = job.tie_group
-    if (head[head] != head).any() or (structure[head] != structure).any():
-        raise InputError("tie_group must name the first residue of a group in the same structure")
-    if (job.rank[:, head] != job.rank).any():
-        raise InputError("tied residues must share a rank, for they are drawn together")
-
-
 def _check_status(status: int, message: Any) -> None:
     if status == OUT_OF_MEMORY:
         raise MemoryError("out of memory in the compiled engine")
@@ -420,7 +352,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions, after its version has been checked."""
     version = library.mpnn_abi_version()
     if version != ABI_VERSION:
-        raise ImportError(
+        raise InputError(
             f"the compiled library has interface {version} and this package {ABI_VERSION}; "
             "build it again with pip install"
         )

@@ -12,7 +12,7 @@ namespace mpnn {
 namespace {
 
 constexpr size_t LINE = 64, HUGE_PAGE = size_t(2) << 20;
-constexpr size_t KEPT = size_t(128) << 20;  // bytes that wait for the next job at most
+constexpr size_t KEPT = size_t(192) << 20;  // bytes kept for the next job: those of 8 × 955 residues
 
 // Large blocks that nobody uses: the next job saves the page faults, 0.3 ms for each megabyte.
 struct Free {
@@ -24,16 +24,22 @@ struct Free {
   std::vector<Block> blocks;
   size_t total = 0;
 
-  float* take(size_t bytes) {
+  // A block of at least `bytes`, which become its size; nullptr where there is none.
+  float* take(size_t& bytes) {
     const std::unique_lock lock(mutex, std::try_to_lock);  // a fork may have left it locked forever
     if (!lock) return nullptr;
+    size_t best = blocks.size();  // the smallest that is large enough, and not twice as large
     for (size_t i = 0; i < blocks.size(); ++i)
-      if (blocks[i].bytes == bytes) {
-        float* p = blocks[i].p;
-        blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
-        total -= bytes;
-        return p;
-      }
+      if (blocks[i].bytes >= bytes && blocks[i].bytes < 2 * bytes &&
+          (best == blocks.size() || blocks[i].bytes < blocks[best].bytes))
+        best = i;
+    if (best < blocks.size()) {
+      float* p = blocks[best].p;
+      bytes = blocks[best].bytes;
+      total -= bytes;
+      blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(best));
+      return p;
+    }
     return nullptr;
   }
   void give(float* p, size_t bytes) {

@@ -1,6 +1,8 @@
 #include "threads.h"
 
 #include <unistd.h>
+
+#include <chrono>
 #if defined(__APPLE__)
 #include <pthread/qos.h>
 #endif
@@ -8,17 +10,35 @@
 namespace mpnn {
 namespace {
 
-constexpr int SPINS = 4000;  // of about 50 ns each: levels of a wavefront follow within that time
-constexpr int SPINS_PER_YIELD = 64;
+// Waits for what comes within microseconds: levels of a wavefront follow one another at once. A
+// thread that yields may be away for a whole time slice of others, so it first spins alone.
+class Spin {
+ public:
+  // Waits a moment; returns whether it is still worth it to wait awake.
+  bool wait() {
+    pause();
+    if (++count % PAUSES) return true;
+    const auto waited = Clock::now() - start;
+    if (waited > ALONE) std::this_thread::yield();
+    return waited < AWAKE;
+  }
 
-void pause_briefly(int spin) {
-  if (spin % SPINS_PER_YIELD == SPINS_PER_YIELD - 1) return std::this_thread::yield();
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr auto ALONE = std::chrono::microseconds(60), AWAKE = std::chrono::microseconds(300);
+  static constexpr int PAUSES = 16;  // between two looks at the clock
+
+  static void pause() {
 #if defined(__x86_64__)
-  _mm_pause();
+    _mm_pause();
 #elif defined(__aarch64__)
-  asm volatile("yield");
+    asm volatile("isb");
 #endif
-}
+  }
+
+  Clock::time_point start = Clock::now();
+  int count = 0;
+};
 
 // On macOS threads without a class may be put on efficiency cores.
 void ask_for_performance_cores() {
@@ -93,7 +113,7 @@ void Pool::share(int count, const Task& shared, bool cancelable) {
     }
     while (work(0)) {
     }
-    for (int spin = 0; finished.load(std::memory_order_acquire) != count; ++spin) pause_briefly(spin);
+    for (Spin spin; finished.load(std::memory_order_acquire) != count;) spin.wait();
   }
   if (error) std::rethrow_exception(error);
 }
@@ -106,9 +126,8 @@ void Pool::loop(int worker) {
     return worker < present.load(std::memory_order_relaxed) && (now & 0xffffffff) < now >> 32;
   };
   for (;;) {
-    for (int spin = 0; spin < SPINS; ++spin)
-      if (work(worker)) spin = 0;
-      else pause_briefly(spin);
+    for (Spin spin; spin.wait();)
+      if (work(worker)) spin = Spin();
     std::unique_lock lock(mutex);
     sleeping.fetch_add(1, std::memory_order_seq_cst);
     wake.wait(lock, waiting);

@@ -1,0 +1,1 @@
+"""Long measurements, whose results are stored: run each as `python -m mpnn.studies.NAME`."""

@@ -1,4 +1,4 @@
-"""Made-up backbones: geometry, density, and that they are what they were before."""
+"""Synthetic backbones: geometry, density, and stability across versions."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_same_arguments_same_backbone():
 @pytest.mark.parametrize(("length", "chains"), [(0, 1), (5, 0), (2, 3), (-1, 1)])
 def test_impossible_sizes_are_refused(length, chains):
     """No chains, or fewer residues than chains, are refused."""
-    with pytest.raises(InputError, match="each needs at least one"):
+    with pytest.raises(InputError, match="each chain needs at least one"):
         made_up_backbone(length, chains)
 
 

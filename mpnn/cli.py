@@ -90,21 +90,16 @@ def train(config: str, changes: Settings = None) -> None:
     with _user_errors():
         from mpnn.training import job
 
-        job.train([config], changes or [], distill=False)
+        job.train(config, changes or [], distill=False)
 
 
 @app.command()
-def distill(
-    configs: Annotated[list[str], typer.Argument(metavar="CONFIG...")], changes: Settings = None
-) -> None:
-    """Train a network on the answers of another: as `train`, with `teacher` set.
-
-    Several students of one teacher learn in lockstep, from one answer for all.
-    """
+def distill(config: str, changes: Settings = None) -> None:
+    """Train a network on the outputs of another: as `train`, with `teacher` set."""
     with _user_errors():
         from mpnn.training import job
 
-        job.train(configs, changes or [], distill=True)
+        job.train(config, changes or [], distill=True)
 
 
 @app.command()
@@ -152,7 +147,7 @@ def list_weights() -> None:
 
 @weights.command("fetch")
 def fetch_weights(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
-    """Download published weights into the user's cache; a broken download is gone on with."""
+    """Download published weights into the user's cache."""
     with _user_errors():
         from mpnn.files import fetch_all
 

@@ -15,7 +15,7 @@ from mpnn.optimizations import load_engine
 from mpnn.studies import recovery as recovery_study
 from mpnn.synthetic import made_up_backbone
 from mpnn.ts50 import ts50
-from mpnn.weights import formula_weights, load_weights, shipped
+from mpnn.weights import SHIPPED, formula_weights, load_weights, shipped
 
 L, N, V = 40, 3, 21
 RNG = np.random.default_rng(0)
@@ -267,6 +267,17 @@ def test_card_names_origin_and_figures(name):
     for figures in card["measured"]["sets"].values():
         mean, low, high = figures["recovery"]
         assert 0 < low < mean < high < 100
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_readme_of_checkpoints_shows_the_figures_of_the_cards(name):
+    """Each shipped checkpoint has a row with recovery, perplexity and top-1 of its card."""
+    sets = load_weights(name)[1]["measured"]["sets"]
+    ts50_, validation = sets["ts50"], sets["validation"]["recovery"][0]
+    mean, low, high = ts50_["recovery"]
+    row = f"| `{name}` | {mean:.1f} [{low:.1f}, {high:.1f}] | {ts50_['perplexity']:.2f} | "
+    row += f"{ts50_['top1'][0]:.1f} | {validation:.1f} |"
+    assert row in (SHIPPED / "README.md").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("name", shipped())

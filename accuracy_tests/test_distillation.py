@@ -32,11 +32,12 @@ def reference_outputs(crops, S):
 
 
 @pytest.fixture
-def cached(chains, teacher_file, tmp_path):
+def cached(config, chains, teacher_file, tmp_path):
     """Opens the cached outputs of the tiny teacher, two orders of each chain."""
 
-    def open_(folder="t", of=chains, orders=2, **settings):
-        return CachedTeacher(teacher_file, of, orders, tmp_path / folder, **settings)
+    def open_(folder="t", of=chains, **settings):
+        settings |= {"teacher": teacher_file, "targets": str(tmp_path / folder)}
+        return CachedTeacher(dataclasses.replace(config, **settings), of)
 
     return open_
 
@@ -67,7 +68,7 @@ def test_outputs_are_computed_once(chains, cached, monkeypatch):
     monkeypatch.setattr(CachedTeacher, "_compute", refuse)
     assert np.array_equal(first, cached().log_probs(crop))
     with pytest.raises(AssertionError, match="computed again"):
-        cached(orders=3).log_probs(crop)
+        cached(teacher_orders=3).log_probs(crop)
 
 
 def test_cached_outputs_belong_to_their_chains(chains, cached, tmp_path):
@@ -117,7 +118,7 @@ def test_cached_outputs_mutate_residues_for_the_student_alone(chains, cached):
     """The outputs stay those for native residues; some residues are sampled from them."""
     crops = crops_of(chains, max_length=30, orders=2)
     native, expected = cached().outputs(crops)
-    S, soft = cached(mutations=0.6).outputs(crops)
+    S, soft = cached(mutations=0.6, teacher_sees="native").outputs(crops)
     assert torch.equal(soft, expected)
     assert torch.equal(S, mutated(native, expected, crops, 0.6))
     replaced = torch.from_numpy(np.concatenate([crop.uniform[:, 0] for crop in crops])) < 0.6
@@ -128,41 +129,52 @@ def test_cached_outputs_mutate_residues_for_the_student_alone(chains, cached):
 # Online teachers
 
 
+@pytest.fixture
+def online(config, teacher_file):
+    """Loads the tiny teacher, or another one."""
+
+    def load(mutations=0.0, sees="shown", teacher=teacher_file):
+        settings = {"mutations": mutations, "teacher_sees": sees, "teacher": str(teacher)}
+        return OnlineTeacher(dataclasses.replace(config, **settings))
+
+    return load
+
+
 @pytest.mark.parametrize("mutations", [0.0, 0.4, 1.0])
-def test_an_online_teacher_sees_what_the_student_sees(chains, teacher_file, mutations):
+def test_an_online_teacher_sees_what_the_student_sees(chains, online, mutations):
     """Its outputs are those for the crop's noise and order, and for the mutated residues."""
     crops = crops_of(chains, max_length=30, noise=0.1)
-    S, soft = OnlineTeacher(teacher_file, mutations).outputs(crops)
+    S, soft = online(mutations).outputs(crops)
     share = float((native_of(crops) != S).float().mean())
     assert (share == 0) if mutations == 0 else (0.5 * mutations < share <= 1.2 * mutations)
     assert (soft - reference_outputs(crops, S)).abs().max() < 1e-4
 
 
-def test_an_online_teacher_can_see_native_residues(chains, teacher_file):
+def test_an_online_teacher_can_see_native_residues(chains, online):
     """Its outputs are then those for native residues; the student sees the same mutations."""
     crops = crops_of(chains, max_length=30, noise=0.1)
-    S, soft = OnlineTeacher(teacher_file, 0.6, "native").outputs(crops)
+    S, soft = online(0.6, "native").outputs(crops)
     native = native_of(crops)
     assert (native != S).any()
     assert (soft - reference_outputs(crops, native)).abs().max() < 1e-4
-    assert torch.equal(S, OnlineTeacher(teacher_file, 0.6).outputs(crops)[0])
+    assert torch.equal(S, online(0.6).outputs(crops)[0])
 
 
 @pytest.mark.parametrize("sees", ["shown", "native"])
-def test_a_one_shot_teacher_sees_no_residue_types(chains, tmp_path, sees):
+def test_a_one_shot_teacher_sees_no_residue_types(chains, online, tmp_path, sees):
     """Its outputs do not depend on the residues of the crop."""
     model = formula_weights(dataclasses.replace(TINY, autoregressive=False))
     save_checkpoint(tmp_path / "teacher.safetensors", model, {})
     crops = crops_of(chains, max_length=30, noise=0.1)
-    _, soft = OnlineTeacher(str(tmp_path / "teacher.safetensors"), 0.5, sees).outputs(crops)
+    _, soft = online(0.5, sees, tmp_path / "teacher.safetensors").outputs(crops)
     torch.testing.assert_close(soft, log_probs(model, crops))
 
 
-def test_mutations_are_sampled_from_the_teachers_distribution(chains, teacher_file):
+def test_mutations_are_sampled_from_the_teachers_distribution(chains, online):
     """Each is the residue type at which the cumulative probability passes a uniform number."""
     crops = crops_of(chains, 1, max_length=30)
-    _, first = OnlineTeacher(teacher_file).outputs(crops)
-    S, _ = OnlineTeacher(teacher_file, 1.0).outputs(crops)
+    _, first = online().outputs(crops)
+    S, _ = online(1.0).outputs(crops)
     sums = np.cumsum(first.exp().numpy()[:, :UNKNOWN], 1)
     marks = crops[0].uniform[:, 1] * sums[:, -1]
     assert S.tolist() == [np.searchsorted(row, u) for row, u in zip(sums, marks, strict=True)]

@@ -316,7 +316,7 @@ def test_weights_that_do_not_fit_are_refused(config, tmp_path, teacher_file, mon
     for change, message in [
         (wide, "43 tensors differ in shape, the first is W_e.bias"),
         ({"begin_from": teacher_file}, "card describes no training"),
-        ({"begin_from": str(published)}, "trained by this package"),
+        ({"begin_from": str(published)}, "describes no training: .* trained by this package"),
         ({"begin_from": "nowhere"}, "no such weights"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -110,9 +110,12 @@ def test_a_crop_is_the_residues_nearest_to_one_of_them(chains):
 @given(tokens=st.integers(1, 300), micro=st.integers(1, 300), first=st.integers(0, 50))
 def test_token_budgets_are_kept(chains, tokens, micro, first):
     """Steps and groups keep to their budget unless a single crop is larger; no crop is lost."""
-    crops, following = crops_for_step(chains, CropConfig(max_length=50), first, tokens)
+    crops = crops_for_step(chains, CropConfig(max_length=50), first, tokens)
     assert sum(map(len, crops)) <= tokens or len(crops) == 1
-    assert following == first + len(crops)
+    following = crops_of(chains, len(crops) + 1, first=first, max_length=50)
+    for crop, expected in zip(crops, following, strict=False):
+        assert np.array_equal(crop.residues.coords, expected.residues.coords)
+    assert sum(map(len, following)) > tokens
     groups = list(packed(crops, micro))
     assert [c for group in groups for c in group] == crops
     assert all(sum(map(len, group)) <= micro or len(group) == 1 for group in groups)

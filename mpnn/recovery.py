@@ -8,7 +8,7 @@ types. `counted` [L] marks the residues that count: complete ones of known type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from mpnn.optimizations import Engine
 
 LogProbs = NDArray[np.floating]  # [N, L, 21]
 Mask = NDArray[np.bool_]  # [L]
+Measure = Callable[[LogProbs, IntArray, Mask], float]
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
@@ -72,9 +73,10 @@ def kl_divergence(log_probs: LogProbs, reference: LogProbs, counted: Mask) -> fl
     return float((np.exp(p) * (p - log_probs)).sum(-1)[..., counted].mean())
 
 
-def confidence(log_probs: LogProbs, counted: Mask) -> float:
-    """Mean probability of the most likely type: equal to top-1 for a calibrated network."""
-    return float(np.exp(log_probs.max(-1))[..., counted].mean(dtype=np.float64))
+def overconfidence(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
+    """Mean probability of the most likely type, minus top-1: 0 for a calibrated network."""
+    sure = np.exp(log_probs.max(-1))[..., counted].mean(dtype=np.float64)
+    return float(sure) - top1(log_probs, native, counted)
 
 
 def calibration_error(outcomes: Sequence[Outcome]) -> float:
@@ -143,25 +145,9 @@ class Outcome:
         """See `diversity`."""
         return diversity(self.S, self.counted)
 
-    @property
-    def expected_recovery(self) -> float:
-        """See `expected_recovery`."""
-        return expected_recovery(self.log_probs, self.native, self.counted)
-
-    @property
-    def top1(self) -> float:
-        """See `top1`."""
-        return top1(self.log_probs, self.native, self.counted)
-
-    @property
-    def overconfidence(self) -> float:
-        """`confidence` minus `top1`."""
-        return confidence(self.log_probs, self.counted) - self.top1
-
-    @property
-    def nll(self) -> float:
-        """See `negative_log_likelihood`."""
-        return negative_log_likelihood(self.log_probs, self.native, self.counted)
+    def forced(self, measure: Measure) -> float:
+        """A measure of the teacher-forced log-probabilities, such as `top1`."""
+        return measure(self.log_probs, self.native, self.counted)
 
 
 @dataclass(frozen=True)
@@ -216,16 +202,20 @@ def _outcome(engine: Engine, backbone: Backbone, keys: list[Key], order: Order) 
 
 def summarize(outcomes: Sequence[Outcome]) -> Summary:
     """Means over proteins with intervals; see `Summary`."""
-    nll = [o.nll for o in outcomes]
+
+    def mean(measure: Measure) -> Interval:
+        return bootstrap_interval([o.forced(measure) for o in outcomes])
+
+    nll = [o.forced(negative_log_likelihood) for o in outcomes]
     counts = [int(o.counted.sum()) for o in outcomes]
     return Summary(
         proteins=len(outcomes),
         recovery=bootstrap_interval([o.recovery for o in outcomes]),
-        expected_recovery=bootstrap_interval([o.expected_recovery for o in outcomes]),
-        top1=bootstrap_interval([o.top1 for o in outcomes]),
+        expected_recovery=mean(expected_recovery),
+        top1=mean(top1),
         nll=bootstrap_interval(nll),
         perplexity=float(np.exp(np.average(nll, weights=counts))),
-        overconfidence=bootstrap_interval([o.overconfidence for o in outcomes]),
+        overconfidence=mean(overconfidence),
         calibration_error=calibration_error(outcomes),
     )
 
@@ -253,16 +243,17 @@ def compare(subject: Sequence[Outcome], reference: Sequence[Outcome]) -> Compari
     if [o.name for o in subject] != [o.name for o in reference]:
         raise ValueError("subject and reference must be measured on the same proteins, in order")
     pairs = list(zip(subject, reference, strict=True))
+
+    def mean(difference: Callable[[Outcome, Outcome], float]) -> Interval:
+        return bootstrap_interval([difference(s, r) for s, r in pairs])
+
+    def change(measure: Measure) -> Interval:
+        return mean(lambda s, r: s.forced(measure) - r.forced(measure))
+
     return Comparison(
-        recovery=bootstrap_interval([s.recovery - r.recovery for s, r in pairs]),
-        expected_recovery=bootstrap_interval(
-            [s.expected_recovery - r.expected_recovery for s, r in pairs]
-        ),
-        nll=bootstrap_interval([s.nll - r.nll for s, r in pairs]),
-        agreement=bootstrap_interval(
-            [agreement(s.log_probs, r.log_probs, s.counted) for s, r in pairs]
-        ),
-        kl=bootstrap_interval(
-            [kl_divergence(s.log_probs, r.log_probs, s.counted) for s, r in pairs]
-        ),
+        recovery=mean(lambda s, r: s.recovery - r.recovery),
+        expected_recovery=change(expected_recovery),
+        nll=change(negative_log_likelihood),
+        agreement=mean(lambda s, r: agreement(s.log_probs, r.log_probs, s.counted)),
+        kl=mean(lambda s, r: kl_divergence(s.log_probs, r.log_probs, s.counted)),
     )

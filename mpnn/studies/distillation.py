@@ -149,12 +149,10 @@ def run_arm(config: TrainConfig, seconds: float) -> dict[str, Any]:
 
 def cache_outputs(config: TrainConfig, account: Account) -> None:
     """Computes the teacher's outputs for every crop of the run."""
-    assert config.teacher is not None
-    assert config.targets is not None
     chains = TrainingChains(config.data)
     rest = range(int(account.used["asked"]), config.teacher_rounds * len(chains.clusters))
     if rest:
-        teacher = CachedTeacher(config.teacher, chains, config.teacher_orders, config.targets)
+        teacher = CachedTeacher(config, chains)
         for number in rest:
             teacher.log_probs(next_crop(chains, config.crops, number))
             account.charge("answers", asked=number + 1)

@@ -8,7 +8,8 @@ residue types.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,24 +180,12 @@ def _nearest_rows(residues: Residues, max_length: int, rng: np.random.Generator)
 
 def crops_for_step(
     chains: TrainingChains, config: CropConfig, first: int, tokens: int
-) -> tuple[list[Crop], int]:
-    """Crops from number `first` on, with at most `tokens` residues but at least one crop.
-
-    Returns:
-        The crops and the number of the next one.
-    """
-    crops: list[Crop] = []
-    total, number = 0, first
-    while True:
-        crop = next_crop(chains, config, number)
-        if crops and total + len(crop) > tokens:
-            return crops, number
-        crops.append(crop)
-        total += len(crop)
-        number += 1
+) -> list[Crop]:
+    """Crops from number `first` on, with at most `tokens` residues but at least one crop."""
+    return next(packed((next_crop(chains, config, n) for n in itertools.count(first)), tokens))
 
 
-def packed(crops: Sequence[Crop], tokens: int) -> Iterator[list[Crop]]:
+def packed(crops: Iterable[Crop], tokens: int) -> Iterator[list[Crop]]:
     """Consecutive crops in groups of at most `tokens` residues but at least one crop."""
     group: list[Crop] = []
     for crop in crops:

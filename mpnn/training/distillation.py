@@ -39,46 +39,33 @@ Outputs = tuple[Tensor, Tensor]
 class OnlineTeacher:
     """A network that is run on every crop, with the crop's noise and order."""
 
-    def __init__(
-        self,
-        weights: str,
-        mutations: float = 0.0,
-        sees: str = "shown",
-        device: str = "cpu",
-        precision: str = "float32",
-    ) -> None:
-        """Loads the weights (a name or a path).
-
-        Args:
-            weights: of a message-passing network.
-            mutations: share of residues that are replaced by samples from its distributions.
-            sees: "shown", the residues that the student sees; or "native", those before mutation.
-            device: where it runs.
-            precision: of its matmuls, float32 or bfloat16.
+    def __init__(self, config: TrainConfig) -> None:
+        """Loads the weights that `config.teacher` names.
 
         Raises:
             InputError: the weights cannot be loaded, or are of a state-space network.
         """
-        model, _ = load_weights(find_weights(weights))
+        assert config.teacher is not None
+        model, _ = load_weights(find_weights(config.teacher))
         if not isinstance(model, ProteinMPNN):
             raise InputError(
-                f"{weights}: a state-space network cannot be an online teacher; set targets to a "
-                "folder for its cached outputs"
+                f"teacher is {config.teacher}: a state-space network cannot be an online teacher; "
+                "set targets to a folder for its cached outputs"
             )
-        self.model = model.to(device).eval()
-        self.mutations, self.sees = mutations, sees
-        self.device, self.precision = device, precision
+        self.config = config
+        self.model = model.to(config.device).eval()
 
     @torch.no_grad()
     def outputs(self, crops: Sequence[Crop]) -> Outputs:
         """Residues for the student, and log-probabilities given the residues the teacher sees."""
-        batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, self.device)
-        with forward.matmul_precision(self.precision, self.device):
+        config = self.config
+        batch = RaggedBatch.from_crops(crops, self.model.config.k_neighbors, config.device)
+        with forward.matmul_precision(config.precision, config.device):
             encoded = forward.encode(self.model, batch)
             rank = forward.visible_rank(self.model, batch)
             log_probs = forward.decode(self.model, batch, *encoded, rank)
-            S = mutated(batch.S, log_probs, crops, self.mutations)
-            if self.sees == "shown" and self.mutations:
+            S = mutated(batch.S, log_probs, crops, config.mutations)
+            if config.teacher_sees == "shown" and config.mutations:
                 shown = dataclasses.replace(batch, S=S)
                 log_probs = forward.decode(self.model, shown, *encoded, rank)
         return S, log_probs
@@ -92,39 +79,27 @@ class CachedTeacher:
     once, so that a full disk is reported before the first output is computed.
     """
 
-    def __init__(
-        self,
-        weights: str,
-        chains: ChainSet,
-        orders: int,
-        folder: str | Path,
-        mutations: float = 0.0,
-        device: str = "cpu",
-    ) -> None:
-        """Loads the weights (a name or a path), and opens or creates their file of outputs.
+    def __init__(self, config: TrainConfig, chains: ChainSet) -> None:
+        """Loads the weights that `config.teacher` names, and opens or creates the file.
 
         Args:
-            weights: of any network.
-            chains: the chains to run it on.
-            orders: number of fixed decoding orders of each chain.
-            folder: of the file.
-            mutations: share of the student's residues that are replaced by samples from the
-                teacher.
-            device: where the teacher runs.
+            config: the run; `config.targets` is the folder of the file.
+            chains: the chains to run the teacher on.
 
         Raises:
             InputError: the weights cannot be loaded, or the file is damaged or cannot be created.
         """
-        path = find_weights(weights)
+        assert config.teacher is not None
+        assert config.targets is not None
+        path = find_weights(config.teacher)
         model, _ = load_weights(path)
-        self.engine = engine_for(model, device=device)
-        self.chains = chains
-        self.orders, self.mutations = orders, mutations
+        self.engine = engine_for(model, device=config.device)
+        self.config, self.chains = config, chains
         digest = hashlib.sha256(path.read_bytes())
         digest.update(chains.digest)
-        digest.update(str(orders).encode())
-        stem = Path(folder) / f"targets-{digest.hexdigest()[:12]}"
-        shape = (orders, int(chains.offsets[-1]), NUM_LETTERS)
+        digest.update(str(config.teacher_orders).encode())
+        stem = Path(config.targets) / f"targets-{digest.hexdigest()[:12]}"
+        shape = (config.teacher_orders, int(chains.offsets[-1]), NUM_LETTERS)
         self.cache = _open_cache(stem.with_suffix(".npy"), shape)
 
     def outputs(self, crops: Sequence[Crop]) -> Outputs:
@@ -133,7 +108,7 @@ class CachedTeacher:
         S = torch.from_numpy(np.concatenate([crop.residues.S for crop in crops])).to(device)
         cached = np.concatenate([self.log_probs(crop) for crop in crops])
         log_probs = torch.from_numpy(cached).to(device, torch.float32)
-        return mutated(S, log_probs, crops, self.mutations), log_probs
+        return mutated(S, log_probs, crops, self.config.mutations), log_probs
 
     def log_probs(self, crop: Crop) -> NDArray[np.float16]:
         """Log-probabilities [L, 21] of a crop with a fixed order."""
@@ -150,8 +125,9 @@ class CachedTeacher:
         """Log-probabilities [orders, L, 21] of the complete residues of a chain."""
         backbone = self.chains[index]
         batch = Batch.from_backbones([backbone], self.engine.device, self.engine.dtype)
-        rank = np.full((1, self.orders, len(backbone)), len(backbone), np.int64)
-        for order in range(self.orders):
+        orders = self.config.teacher_orders
+        rank = np.full((1, orders, len(backbone)), len(backbone), np.int64)
+        for order in range(orders):
             rank[0, order, backbone.mask] = fixed_rank(int(backbone.mask.sum()), index, order)
         S = np.broadcast_to(batch.S[:, None].cpu().numpy(), rank.shape)
         log_probs = self.engine.log_probs(self.engine.encode(batch), S, rank)[0]
@@ -168,12 +144,9 @@ def teacher_for(config: TrainConfig, chains: TrainingChains) -> Teacher | None:
     Raises:
         InputError: see `OnlineTeacher` and `CachedTeacher`.
     """
-    c = config
-    if c.teacher is None:
+    if config.teacher is None:
         return None
-    if c.targets is None:
-        return OnlineTeacher(c.teacher, c.mutations, c.teacher_sees, c.device, c.precision)
-    return CachedTeacher(c.teacher, chains, c.teacher_orders, c.targets, c.mutations, c.device)
+    return OnlineTeacher(config) if config.targets is None else CachedTeacher(config, chains)
 
 
 def mutated(S: Tensor, log_probs: Tensor, crops: Sequence[Crop], share: float) -> Tensor:

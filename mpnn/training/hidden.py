@@ -9,8 +9,9 @@ Shapes: R residues, K neighbors, C hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class HiddenMatch:
     def recording(self) -> Iterator[None]:
         """Within it the states of the last pass of both networks are recorded."""
         hooks = [
-            network.get_submodule(name).register_forward_hook(_recorder(states, name))
+            network.get_submodule(name).register_forward_hook(partial(_record, states, name))
             for network, states in zip(self._networks, self._states, strict=True)
             for name in self.names
         ]
@@ -91,13 +92,11 @@ def _variance(x: Tensor) -> Tensor:
     return x.square().mean(dtype=torch.float32) - mean.square().mean()
 
 
-def _recorder(states: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+def _record(
+    states: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor
+) -> None:
     """A forward hook that stores a module's output in `states`."""
-
-    def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        states[name] = output
-
-    return record
+    states[name] = output
 
 
 def _state_names(model: ProteinMPNN) -> list[str]:

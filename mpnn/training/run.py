@@ -154,7 +154,7 @@ class _Run:
     def advance(self) -> None:
         """Takes one step of the optimizers."""
         config = self.config
-        crops, following = crops_for_step(self.chains, config.crops, self.next_crop, config.tokens)
+        crops = crops_for_step(self.chains, config.crops, self.next_crop, config.tokens)
         total = sum(len(crop) for crop in crops)
         for group in packed(crops, config.micro_tokens):
             loss, sums = self._loss(group)
@@ -166,7 +166,7 @@ class _Run:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
-        self.next_crop = following
+        self.next_crop += len(crops)
         self.residues += total
 
     def after_step(self, progress: Callable[[Progress], None] | None) -> None:

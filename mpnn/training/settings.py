@@ -89,63 +89,48 @@ class TrainConfig:
             if not low <= getattr(self, name) <= high:
                 limits = f"at least {low}" if high == MOST else f"from {low} to {high}"
                 raise InputError(f"{name} is {getattr(self, name)}; it must be {limits}, finite")
-        for broken, message in (*self._file_rules(), *self._teacher_rules()):
+        for message, broken in (self._file_rules() | self._teacher_rules()).items():
             if broken:
                 raise InputError(message)
 
-    def _file_rules(self) -> list[tuple[bool, str]]:
-        """What must not be true of files and steps, each with its message."""
-        return [
-            (
-                not self.weights.endswith(".safetensors"),
-                f"weights is {self.weights}; trained weights are written as .safetensors",
+    def _file_rules(self) -> dict[str, bool]:
+        """Whether each rule for files and steps is broken, by its message."""
+        return {
+            f"weights is {self.weights}; weights are written as .safetensors": (
+                not self.weights.endswith(".safetensors")
             ),
-            (
-                self.begin_from in PUBLISHED,
-                f"begin_from is {self.begin_from}, published weights: {OWN_WEIGHTS_ONLY}",
+            f"begin_from is {self.begin_from}, published weights: {OWN_WEIGHTS_ONLY}": (
+                self.begin_from in PUBLISHED
             ),
-            (
-                self.decay_steps > self.steps,
-                f"decay_steps is {self.decay_steps}, more than the {self.steps} steps of the run; "
-                "raise steps or lower decay_steps",
-            ),
-        ]
+            f"decay_steps is {self.decay_steps}, more than the {self.steps} steps of a run; raise "
+            "steps or lower decay_steps": self.decay_steps > self.steps,
+        }
 
-    def _teacher_rules(self) -> list[tuple[bool, str]]:
-        """What must not be true of the teacher's settings, each with its message."""
-        cached, none = self.targets is not None, self.teacher is None
+    def _teacher_rules(self) -> dict[str, bool]:
+        """Whether each rule for the teacher's settings is broken, by its message."""
+        online = self.teacher is not None and self.targets is None
         of_cache = self.teacher_orders, self.teacher_rounds
         defaults = TrainConfig.teacher_orders, TrainConfig.teacher_rounds
         state_space = isinstance(ARCHITECTURES[self.architecture], SSMConfig)
-        return [
-            (
-                not cached and of_cache != defaults,
-                "teacher_orders and teacher_rounds apply to cached teacher outputs; set targets "
-                "to their folder",
+        return {
+            "teacher_orders and teacher_rounds apply to cached teacher outputs; set targets to "
+            "their folder": self.targets is None and of_cache != defaults,
+            'teacher_sees = "native" has no effect while mutations = 0': (
+                self.teacher_sees == "native" and not self.mutations
             ),
-            (
-                self.teacher_sees == "native" and not self.mutations,
-                'teacher_sees = "native" has no effect while mutations = 0',
+            "hidden_weight above 0 needs an online teacher; set teacher and leave targets out": (
+                self.hidden_weight > 0 and not online
             ),
-            (
-                self.hidden_weight > 0 and (none or cached),
-                "hidden_weight above 0 needs an online teacher; set teacher and leave targets out",
+            "mutations above 0 needs a teacher, from which replacements are sampled": (
+                self.mutations > 0 and self.teacher is None
             ),
-            (
-                self.mutations > 0 and none,
-                "mutations above 0 needs a teacher, from which replacements are sampled",
+            "cached teacher outputs are computed from native residues; with mutations above 0 set "
+            'teacher_sees = "native", or leave targets out': (
+                self.mutations > 0 and not online and self.teacher_sees == "shown"
             ),
-            (
-                self.mutations > 0 and cached and self.teacher_sees == "shown",
-                "cached teacher outputs are computed from native residues; with mutations above 0 "
-                'set teacher_sees = "native", or leave targets out',
-            ),
-            (
-                self.hidden_weight > 0 and state_space,
-                f"hidden_weight must be 0 for {self.architecture}: its layers do not correspond "
-                "to those of its teacher",
-            ),
-        ]
+            f"hidden_weight must be 0 for {self.architecture}: its layers do not correspond to "
+            "those of its teacher": self.hidden_weight > 0 and state_space,
+        }
 
     def validates(self, step: int) -> bool:
         """Whether the curve gets a point after this step: at intervals, and after the last."""

@@ -18,7 +18,7 @@ from mpnn.output import write_whole
 from mpnn.training.data import SAMPLING_VERSION, TrainingChains
 from mpnn.training.hidden import differing_tensors
 from mpnn.training.settings import MAY_CHANGE, OWN_WEIGHTS_ONLY, TrainConfig, learning_rate
-from mpnn.weights import find_weights, load_checkpoint
+from mpnn.weights import find_weights, load_weights
 
 State = dict[str, Any]
 CURVE = ("step", "residues", "validation perplexity", "validation top-1, %")
@@ -137,9 +137,7 @@ def weights_to_begin_from(config: TrainConfig, model: Network) -> dict[str, Tens
     """
     assert config.begin_from is not None
     path = find_weights(config.begin_from)
-    if path.suffix != ".safetensors":
-        raise InputError(f"begin_from is {path}: {OWN_WEIGHTS_ONLY}")
-    other, card = load_checkpoint(path)
+    other, card = load_weights(path)
     if "training" not in card:
         raise InputError(
             f"begin_from is {path}, whose card describes no training: {OWN_WEIGHTS_ONLY}"

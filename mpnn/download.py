@@ -83,15 +83,10 @@ def cached(name: str) -> Path | None:
 
 
 def fetch(name: str, source: str = SOURCE, progress: Report | None = None) -> Path:
-    """Downloads published weights into the cache and verifies their blob id.
-
-    Args:
-        name: a name in `PUBLISHED`.
-        source: URL that serves the folders of the repository.
-        progress: called as bytes arrive.
+    """Path of published weights in the cache, downloaded from `source` and verified if missing.
 
     Raises:
-        InputError: the name is unknown; or see `fetch_file`.
+        InputError: `name` is not in `PUBLISHED`; or see `fetch_file`.
     """
     if name not in PUBLISHED:
         raise InputError(f"{name}: not a published name; known are {', '.join(PUBLISHED)}")
@@ -113,23 +108,15 @@ def fetch(name: str, source: str = SOURCE, progress: Report | None = None) -> Pa
 def fetch_file(
     url: str, path: Path, read: Callable[[Path], Content], progress: Report | None = None
 ) -> Content:
-    """Reads a file of the cache; downloads it first if it is missing or cannot be read.
+    """The result of `read` on a file of the cache, downloaded if it is missing or damaged.
 
-    The file gets its name after `read` has accepted it; an interrupted download starts again.
-
-    Args:
-        url: of the file.
-        path: of the file in the cache.
-        read: reads the file; its `InputError` rejects the content.
-        progress: called as bytes arrive.
-
-    Returns:
-        What `read` returned.
+    The file gets its name after `read` has accepted it by not raising InputError. An interrupted
+    download starts again.
 
     Raises:
         UnreachableError: the server cannot be reached, or the connection breaks.
-        InputError: the server answers with an error, `read` rejects the content (then nothing is
-            stored), or the cache cannot be written.
+        InputError: the server answers with an error, `read` rejects the content (nothing is stored
+            then), or the cache cannot be written.
     """
     if path.is_file():
         with contextlib.suppress(InputError):  # a damaged file is replaced

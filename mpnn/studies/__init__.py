@@ -1,1 +1,1 @@
-"""Long measurements, whose results are stored: run each as `python -m mpnn.studies.NAME`."""
+"""Measurements that take minutes to hours, each stored as JSON in baselines/, and their tables."""

@@ -45,7 +45,7 @@ class Row:
 
     weights: str
     k: int | None = None  # neighbors at run time; None for those it was trained with
-    order: Order = "random"
+    order: str = "random"  # or "coloured", the spelling of stored rows for graph coloring
     temperature: float = 0.1
     against: str | None = None  # id of the reference row
 
@@ -90,7 +90,8 @@ def outcomes(row: Row, backbones: Sequence[Backbone]) -> list[Outcome]:
     """Samples and scores of a row on every backbone."""
     model, _ = load_weights(row.weights)
     engine = engine_for(model if row.k is None else with_neighbors(model, row.k))
-    return measure(engine, backbones, SAMPLES, row.temperature, SEED, row.order)
+    order: Order = "coloured" if row.order == "coloured" else "random"
+    return measure(engine, backbones, SAMPLES, row.temperature, SEED, order)
 
 
 def rows_to_measure(rows: Iterable[Row], only: str) -> dict[str, Row]:

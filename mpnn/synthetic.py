@@ -35,69 +35,44 @@ from mpnn.errors import InputError
 
 Floats = NDArray[np.float64]
 
+# Bond lengths in Å and angles of Engh and Huber (Acta Cryst. A47:392, 1991).
 N_CA, CA_C, C_N, C_O = 1.458, 1.525, 1.329, 1.231
-"""Bond lengths in Å; these and the angles are Engh and Huber's (Acta Cryst. A47:392, 1991)."""
-
 N_CA_C, CA_C_N, C_N_CA, CA_C_O = np.deg2rad([111.2, 116.2, 121.7, 120.8])
+BEND_SPREAD = 0.5  # standard deviation of C–N–CA in degrees: a quarter of that of real proteins, so
+# that hairpins stay paired; at 0, all CA–CA distances along the chain would tie
 
-HELIX = (-63.0, -42.0)
-"""(phi, psi) in degrees of an α-helix; the other elements likewise."""
-
-STRAND = (-118.0, 132.0)
-
+# (phi, psi) in degrees. Strands of a hairpin alternate outwards from its turn between residues that
+# are hydrogen-bonded and others. The type I' turn was fitted so that they pair: CA atoms are
+# alternately about 5.4 and 4.4 Å apart, N and O atoms of the former about 3 Å.
+HELIX, STRAND = (-63.0, -42.0), (-118.0, 132.0)
 HAIRPIN_OUT, HAIRPIN_IN = (-135.0, 143.0), (-65.0, 114.0)
-"""Hydrogen-bonded and other residues of a hairpin's strands, alternating outwards from the turn."""
-
 HAIRPIN_TURN = ((54.0, 26.0), (79.0, 5.0))
-"""A type I' turn, fitted so that the strands above pair: CA atoms are alternately about 5.4 and 4.4
-Å apart, N and O atoms of the former about 3 Å."""
-
 LOOP = ((-65.0, -40.0), (-120.0, 135.0), (-70.0, 145.0), (60.0, 40.0), (-95.0, 0.0))
-LOOP_SHARES = (0.25, 0.27, 0.33, 0.06, 0.09)
-"""Centers of the populated regions of the Ramachandran plot, and the share of loops in each."""
+LOOP_SHARES = (0.25, 0.27, 0.33, 0.06, 0.09)  # of the centers of the Ramachandran plot above
+ELEMENT_SHARES = (0.50, 0.05, 0.45)  # helices, single strands and hairpins
 
-ELEMENT_SHARES = (0.50, 0.05, 0.45)
-"""Shares of helices, single strands and hairpins."""
+FRAGMENTS = 1280  # sampled for the library, before those that clash with themselves are removed
+MAX_FRAGMENT = 23  # residues: a loop of five and a helix of eighteen
+CANDIDATES = 160  # fragments tried per step; with 48, the 48th neighbors are 10 % farther away
+TRIES = 16  # candidates, best first, whose distances are checked atom by atom
 
-FRAGMENTS = 1280
-MAX_FRAGMENT = 23
-"""Fragments sampled for the library, before those that clash with themselves are removed, and the
-largest: a loop of five residues and a helix of eighteen."""
+# Distances in Å.
+MIN_CA, MIN_HEAVY = 4.2, 2.8  # minimum of CA atoms, and of any atoms, two or more residues apart
+MIN_BONDED = 2.6  # the same for any atoms of one fragment, which may be hydrogen-bonded
+CONTACT = 12.0  # CA–CA distance that counts as a contact
+REACH = 55.0  # from the CA that a fragment is joined to; atoms farther away cannot clash with it
 
-BEND_SPREAD = 0.5
-"""Standard deviation of the angle C–N–CA in degrees: a quarter of that of real proteins, so that
-hairpins stay paired; at 0, all CA–CA distances along the chain would tie."""
-
-CANDIDATES = 160
-"""Fragments tried per step. With 48, distances to the 48th neighbor are 10 % longer."""
-
-MIN_CA, MIN_HEAVY = 4.2, 2.8
-"""Minimum distance in Å of CA atoms, and of any atoms, two or more residues apart."""
-
-MIN_BONDED = 2.6
-"""The same for any atoms of one fragment, which may be hydrogen-bonded in a hairpin."""
-
-CONTACT = 12.0
-"""CA–CA distance in Å that counts as a contact."""
-
-REACH = 55.0
-"""Å from the CA that a fragment is joined to; atoms farther away cannot clash with it."""
-
-OWN_CHAIN, OTHER_CHAIN = 6, 1
-"""Weight of a contact within a chain and with another; if equal, chains intertwine."""
-
-UNCOUNTED = 4
-"""Last residues of a chain that the grids leave out: they are close to any that follow."""
-
-TRIES = 16
-"""Candidates, best first, whose distances are checked atom by atom."""
+OWN_CHAIN, OTHER_CHAIN = 6, 1  # weights of a contact; if equal, chains intertwine
+UNCOUNTED = (
+    4  # last residues of a chain that the grids leave out: all that follow are close to them
+)
 
 FREQUENCIES = {
     "A": 8.25, "R": 5.53, "N": 4.06, "D": 5.46, "C": 1.38, "Q": 3.93, "E": 6.72, "G": 7.07,
     "H": 2.27, "I": 5.91, "L": 9.65, "K": 5.80, "M": 2.41, "F": 3.86, "P": 4.74, "S": 6.65,
     "T": 5.36, "W": 1.10, "Y": 2.92, "V": 6.86,
 }  # fmt: skip
-"""Natural amino-acid frequencies in per cent (UniProtKB/Swiss-Prot statistics)."""
+"""Natural amino-acid frequencies in % (UniProtKB/Swiss-Prot statistics)."""
 
 
 @functools.lru_cache(maxsize=32)

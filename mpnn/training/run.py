@@ -68,7 +68,6 @@ class Progress:
     perplexity: float  # of the native residues
     accuracy: float  # share of residues whose native type is the most likely
     hidden_error: float  # in units of the teacher's variance; 0 if hidden_weight is 0
-    learning_rate: float
     residues_per_second: float
     seconds_left: float  # at the pace since the last report
     validation: CurvePoint | None = None  # measured since the last report
@@ -172,7 +171,8 @@ class _Run:
     def after_step(self, progress: Callable[[Progress], None] | None) -> None:
         """Validates, saves and reports, if due after this step."""
         config = self.config
-        if self.validation is not None and config.validates(self.step):
+        due = self.step % config.validate_every == 0 or self.ended
+        if self.validation is not None and due:
             self.curve.append(self.validate(self.validation))
         if self.step % config.save_every == 0 or self.ended:
             self.save()
@@ -240,7 +240,6 @@ class _Run:
             perplexity=_perplexity(nll / known),
             accuracy=hits / known,
             hidden_error=error / known,
-            learning_rate=learning_rate(self.config, self.step - 1),
             residues_per_second=known / seconds,
             seconds_left=steps_left * seconds / (self.step - self.first_step),
             validation=next((p for p in self.curve[-1:] if p.step > self.first_step), None),

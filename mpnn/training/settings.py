@@ -132,10 +132,6 @@ class TrainConfig:
             "those of its teacher": self.hidden_weight > 0 and state_space,
         }
 
-    def validates(self, step: int) -> bool:
-        """Whether the curve gets a point after this step: at intervals, and after the last."""
-        return step % self.validate_every == 0 or step == self.steps
-
     @property
     def crops(self) -> CropConfig:
         """How this run samples its crops."""

@@ -34,6 +34,7 @@ def settings(tmp_path, monkeypatch):
     """Architecture, teacher and precision of a tiny study, whose data are found by name."""
     monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
     monkeypatch.setattr(study, "EVERY", 1)
+    monkeypatch.setattr(study, "TOKENS", 64)
     monkeypatch.setenv("MPNN_DATA", str(tmp_path))
     write_chains(tmp_path / "train.npz", (22, 23, 24, 25, 26))
     write_chains(tmp_path / "ts50.npz", (24, 22), (1, 2))

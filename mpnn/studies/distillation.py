@@ -52,6 +52,7 @@ TARGET = BASELINES / "distillation.json"
 FOLDER = BASELINES.with_name("runs") / "distillation"
 DECAY = 0.3  # share of an arm's training seconds in which the learning rate falls
 EVERY = 50  # steps after which state and seconds are saved
+TOKENS = 512  # residues of a step
 PLACES = ("data", "weights", "state", "targets")
 UNKNOWN_END = 10**9  # steps of a run whose end is not known yet
 
@@ -100,8 +101,8 @@ def arms(architecture: str, teacher: str, precision: str, folder: Path) -> dict[
         architecture=architecture,
         learning_rate=3e-3,
         optimizer="muon",
-        tokens=512,
-        micro_tokens=512,
+        tokens=TOKENS,
+        micro_tokens=TOKENS,
         precision=precision,
         save_every=EVERY,
         report_every=EVERY,

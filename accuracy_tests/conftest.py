@@ -1,7 +1,7 @@
-"""Where the tests find real structures and published weights, and how examples are drawn.
+"""Folders of real structures and published weights; the profile of property tests.
 
-Examples of properties are the same in every session, and may take as long as the machine needs: a
-test tells of the code, not of the hour.
+Hypothesis uses the same examples in every session and no deadline, so that results do not depend on
+chance or on the load of the machine.
 """
 
 from __future__ import annotations

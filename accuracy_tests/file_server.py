@@ -1,4 +1,4 @@
-"""A server of files on this machine, for tests of downloads."""
+"""A local HTTP server of files, for tests of downloads."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from threading import Thread
 
 
 class Server(HTTPServer):
-    """Serves one content, or files by name, badly if asked to."""
+    """Serves one content, or files by name, and fails in the way that is set."""
 
-    content = b""  # of every file not in `files`
-    ranges = True  # whether it honors a range
+    content = b""  # of every path not in `files`
     stop_after: int | None = None  # bytes after which the connection ends
-    status: int | None = None  # answers this instead
+    status: int | None = None  # sent instead of the content
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}  # by path, without the first /
-        self.asked: list[str | None] = []  # the range of each request
-        self.paths: list[str] = []  # the path of each request, likewise
+        self.paths: list[str] = []  # the path of each request
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """Its URL."""
         return f"http://127.0.0.1:{self.server_port}"
 
 
@@ -34,24 +32,20 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        """Sends the content, or the range asked for."""
+        """Sends the content."""
         server, path = self.server, self.path[1:]
-        asked = self.headers.get("Range")
-        server.asked.append(asked)
         server.paths.append(path)
-        content = server.files.get(path, server.content)
-        start = int(asked.split("=")[1].rstrip("-")) if asked and server.ranges else 0
-        if server.status is not None or (start and start >= len(content)):
-            self.send_error(server.status or 416)
+        if server.status is not None:
+            self.send_error(server.status)
             return
-        body = content[start:]
-        self.send_response(206 if start else 200)
+        body = server.files.get(path, server.content)
+        self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: server.stop_after])
 
     def log_message(self, *_: object) -> None:
-        """Keeps quiet."""
+        """Keeps standard error clean."""
 
 
 @contextmanager
@@ -68,6 +62,6 @@ def serving() -> Iterator[Server]:
 
 
 def closed_address() -> str:
-    """An address where nobody answers."""
+    """An address at which no server listens."""
     with Server() as closed:
         return closed.address

@@ -11,7 +11,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 from cli_runs import DIMER, run, sequences
 from made_up_files import pdb_text, write_pdb
@@ -377,34 +376,3 @@ def test_published_example(data_dir: Path) -> None:
     assert lines[1].startswith("NMYSYKKIGNKYIVSINNHTEIVKALNAFCKEKGILSGSINGIGAIGELTLRFFNPKTKAYDDKTF")
     assert lines[1].count("/") == 1
     assert all(len(line) == len(lines[1]) for line in lines[1::2])
-
-
-def write_chains(path: Path) -> None:
-    """A file of one training chain."""
-    chain = made_up_backbone(30)
-    coords = np.round(chain.coords * 1000).astype(np.int32)
-    np.savez(
-        path,
-        ca=coords[:, 1],
-        nco=(coords[:, [0, 2, 3]] - coords[:, 1:2]).astype(np.int16),
-        complete=chain.mask,
-        sequence=np.frombuffer(chain.sequence.encode(), np.uint8),
-        residue_number=chain.numbers.astype(np.int32),
-        offsets=np.array([0, 30]),
-        name=np.array(["MADE_A"]),
-        cluster=np.array([0], np.int32),
-    )
-
-
-def test_train_then_design(here: Path) -> None:
-    """Training by a settings file reports its steps and writes weights that design takes."""
-    write_chains(here / "chains.npz")
-    (here / "run.toml").write_text(
-        'data = "chains.npz"\nweights = "w.safetensors"\nstate = "run.pt"\n'
-        'architecture = "extreme-v2"\nsteps = 9\nreport_every = 1\n'
-    )
-    trained = run("train", "run.toml", "--set", "steps=2", "--set", "decay_steps=1")
-    assert trained.exit_code == 0
-    assert re.search(r"^step 1/2 .*perplexity", trained.stderr, re.M)
-    assert "2 steps done -> w.safetensors" in trained.stderr
-    assert run("design", "dimer.pdb", "--weights", "w.safetensors").exit_code == 0

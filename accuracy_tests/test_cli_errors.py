@@ -345,37 +345,6 @@ def test_any_damage_to_a_structure_is_read_or_refused(here: Path, data: st.DataO
     assert (result.exit_code == 0) == bool(result.stdout)
 
 
-SETTINGS = 'data = "chains.npz"\nweights = "w.safetensors"\nstate = "run.pt"\n'
-
-
-@pytest.mark.parametrize(
-    ("command", "content", "changes", "message"),
-    [
-        ("train", None, [], "settings in TOML"),
-        ("train", "data = ", [], "settings in TOML"),
-        ("train", 'data = "x"\n', [], "weights, state are missing"),
-        ("train", SETTINGS, ["speed=9"], "no setting speed"),
-        ("train", SETTINGS, ["steps=many"], "steps is 'many'; int is needed"),
-        ("train", SETTINGS, ["steps=true"], "steps is True"),
-        ("train", SETTINGS, ["steps"], "NAME=VALUE"),
-        ("train", SETTINGS, ["teacher=v_48_020", "targets=t"], "for mpnn distill"),
-        ("distill", SETTINGS, [], "distill needs a teacher"),
-        ("train", SETTINGS, ["noise=true"], "noise is True; float is needed"),
-        ("train", SETTINGS, ["noise=0", "steps=5"], "decay_steps is 2000, of 5 steps"),
-        ("train", SETTINGS, ["noise=0", "steps=5", "decay_steps=0"], "chains.npz"),
-    ],
-)
-def test_bad_training_settings(
-    here: Path, command: str, content: str | None, changes: list[str], message: str
-) -> None:
-    """Settings that cannot be used end with exit code 2 and a sentence that says why."""
-    if content is not None:
-        (here / "run.toml").write_text(content)
-    result = run(command, "run.toml", *(word for c in changes for word in ("--set", c)))
-    assert result.exit_code == 2
-    assert message in result.stderr
-
-
 def test_usage_error() -> None:
     """A command without files, or an unknown option, ends with exit code 2."""
     assert run("design").exit_code == 2

@@ -1,4 +1,4 @@
-"""Chain sets in `.npz` files and where structures are found."""
+"""Chain sets in `.npz` files, and the folder MPNN_DATA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpnn.synthetic import made_up_backbone
 
 
 def arrays(*lengths: int) -> dict[str, np.ndarray]:
-    """The arrays of a file with made-up chains, as files hold them."""
+    """The arrays of a file with synthetic chains."""
     chains = [made_up_backbone(length, 1, seed) for seed, length in enumerate(lengths)]
     coords = np.rint(np.concatenate([chain.coords for chain in chains]) * 1000).astype(np.int32)
     letters = "".join(chain.sequence for chain in chains)
@@ -38,8 +38,8 @@ def save(tmp_path):
     return write
 
 
-def test_chains_come_back(save):
-    """Each chain comes back with its name, letters and numbers, and coordinates to 1e-3 Å."""
+def test_chains_are_read_back(save):
+    """Each chain has its name, sequence and numbering, and its coordinates to 1e-3 Å."""
     chains = ChainSet(save(**arrays(30, 5, 17)))
     assert len(chains) == 3
     assert chains.names == ["0abc_Q", "1abc_Z", "2abc_Q"]
@@ -52,8 +52,8 @@ def test_chains_come_back(save):
         assert chain.chain_ids == ("QZQ"[seed],)
 
 
-def test_gaps_and_incomplete_residues(save):
-    """Numbering gaps become masked X, repeated numbers none, and incomplete residues are masked."""
+def test_gaps_and_incomplete_residues_are_masked(save):
+    """Numbering gaps become masked X, repeated numbers do not, incomplete residues are masked."""
     columns = arrays(5)
     columns["residue_number"] = np.array([1, 2, 2, 5, 6])
     columns["complete"][4] = False
@@ -65,14 +65,14 @@ def test_gaps_and_incomplete_residues(save):
     assert not chain.coords[~chain.mask].any()
 
 
-def test_index_beyond_the_end(save):
-    """A chain that is not there is an IndexError, so that iteration ends."""
+def test_an_index_beyond_the_end_is_an_index_error(save):
+    """Iteration over a set relies on it."""
     with pytest.raises(IndexError, match="no chain 1 among 1"):
         ChainSet(save(**arrays(3)))[1]
 
 
-def test_letters_that_are_none(save):
-    """A chain with a letter outside the alphabet is refused by name."""
+def test_invalid_residue_types_are_refused(save):
+    """A chain with a code outside the alphabet is named."""
     columns = arrays(3)
     columns["sequence"] = np.array([65, 200, 66], np.uint8)
     with pytest.raises(InputError, match="0abc_Q: letters"):
@@ -95,55 +95,45 @@ def test_letters_that_are_none(save):
     ],
 )
 def test_arrays_are_checked(save, change, message):
-    """An array of another shape or type is refused, naming the file and the array."""
+    """An array of another shape or dtype is refused, naming the file and the array."""
     path = save(**(arrays(5, 3) | change))
     with pytest.raises(InputError, match=rf"chains\.npz: {message}"):
         ChainSet(path)
 
 
-def test_missing_array(save):
+def test_a_missing_array_is_named(save):
     """A file without one of the arrays is refused."""
     columns = arrays(4)
     del columns["nco"]
-    with pytest.raises(InputError, match="no array nco; it needs ca, nco"):
+    with pytest.raises(InputError, match=r"arrays nco are missing; ca, nco, .* are needed"):
         ChainSet(save(**columns))
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\3\4 not really", None])
-def test_unreadable_files(tmp_path, content):
-    """A file that is no `.npz` file, or is not there, is refused."""
+@pytest.mark.parametrize("kind", [b"", b"text", b"PK\3\4 not really", "missing", "cut", "single"])
+def test_unreadable_files_are_refused(tmp_path, save, kind):
+    """A file that is missing, cut off, a single array or no archive at all is named."""
     path = tmp_path / "bad.npz"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"no readable \.npz file"):
+    if kind == "cut":
+        content = save(**arrays(40)).read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "single":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind != "missing":
+        path.write_bytes(kind)
+    with pytest.raises(InputError, match=r"bad\.npz: cannot be read as \.npz"):
         ChainSet(path)
 
 
-def test_truncated_file(save):
-    """A file cut off is refused."""
-    path = save(**arrays(40))
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"no readable \.npz file"):
-        ChainSet(path)
-
-
-def test_single_array_file(tmp_path):
-    """A single array in place of an archive is refused."""
-    path = tmp_path / "one.npz"
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-    with pytest.raises(InputError, match=r"no readable \.npz file"):
-        ChainSet(path)
-
-
-def test_find_data(monkeypatch, tmp_path):
-    """Data are found under MPNN_DATA; without it, or the file, the error says what to set."""
+def test_data_are_found_in_the_folder_mpnn_data(monkeypatch, tmp_path):
+    """Without the variable, or the file, the error says what to set."""
     monkeypatch.delenv("MPNN_DATA", raising=False)
     with pytest.raises(InputError, match=r"train\.npz: set MPNN_DATA"):
         find_data("train.npz")
     monkeypatch.setenv("MPNN_DATA", str(tmp_path))
-    with pytest.raises(InputError, match=r"not there; MPNN_DATA is .* should hold train\.npz"):
+    with pytest.raises(
+        InputError, match=r"does not exist; MPNN_DATA is .* should contain train\.npz"
+    ):
         find_data("train.npz")
     (tmp_path / "train.npz").touch()
     assert find_data("train.npz") == tmp_path / "train.npz"
@@ -154,8 +144,8 @@ def test_find_data(monkeypatch, tmp_path):
     ("file", "chains", "residues", "clusters"),
     [("ts50", 50, 6861, 50), ("validation", 150, 22575, 150), ("train", 6280, 997091, 3056)],
 )
-def test_real_sets(data_dir, file, chains, residues, clusters):
-    """The sets have the chains, residues and clusters that are known of them, and can be read."""
+def test_real_sets_are_complete(data_dir, file, chains, residues, clusters):
+    """They have the known numbers of chains, residues and clusters, and valid geometry."""
     chain_set = ChainSet(data_dir / f"{file}.npz")
     assert (len(chain_set), chain_set.offsets[-1]) == (chains, residues)
     assert len(set(chain_set.cluster.tolist())) == clusters
@@ -177,7 +167,7 @@ def test_real_sets(data_dir, file, chains, residues, clusters):
     [("1a8o_A", "mmcif/1A8O.cif"), ("1igy_A", "pdb/1IGY.pdb"), ("1igy_B", "mmcif/1IGY.cif")],
 )
 def test_a_set_and_a_file_agree(data_dir, name, file):
-    """A chain of a set that is there as a file too is the same in both, gaps included."""
+    """A chain is the same in a set and in its structure file, gaps included."""
     chain_set = ChainSet(data_dir / "train.npz")
     recorded = chain_set[chain_set.names.index(name)]
     read = read_structure(data_dir / file, chains=[name[-1]])

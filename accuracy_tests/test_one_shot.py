@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli_runs import DIMER, run
 from made_up_files import write_weights
-from training_cases import in_double, padded, write_chains
+from training_helpers import crops_of, in_double, padded, write_chains
 
 from mpnn import graph
 from mpnn.config import ARCHITECTURES, ModelConfig
@@ -19,7 +19,7 @@ from mpnn.optimizations.one_shot import OneShotEngine
 from mpnn.sampling import Constraints, Key, make_job
 from mpnn.synthetic import made_up_backbone
 from mpnn.training import TrainConfig, forward, train
-from mpnn.training.data import DrawConfig, RaggedBatch, TrainingChains, draw
+from mpnn.training.data import RaggedBatch, TrainingChains
 from mpnn.weights import formula_weights, load_checkpoint, load_weights, shipped
 
 pytest_plugins = ["cli_fixtures"]
@@ -113,7 +113,7 @@ def test_trained_without_letters(chain_file):
     """Training computes the reference at rank 0: letters and orders change nothing, nor learn."""
     model = formula_weights(CONFIG).double()
     chains = TrainingChains(chain_file)
-    crops = [draw(chains, DrawConfig(noise=0.1, max_length=40), number) for number in range(3)]
+    crops = crops_of(chains, noise=0.1, max_length=40)
     batch, S, rank = padded(crops)
     found, _ = graph.neighbors(batch.X[:, :, 1].float(), batch.mask.float(), batch.valid, 12)
     batch = dataclasses.replace(batch, E_idx=found)

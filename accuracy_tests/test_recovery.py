@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pytest
-import recovery_study
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,9 +11,10 @@ from mpnn import recovery as r
 from mpnn.config import ARCHITECTURES, ModelConfig
 from mpnn.errors import InputError
 from mpnn.optimizations import load_engine
+from mpnn.studies import recovery as recovery_study
 from mpnn.synthetic import made_up_backbone
 from mpnn.ts50 import ts50
-from mpnn.weights import formula_weights, load_weights, shipped
+from mpnn.weights import SHIPPED, formula_weights, load_weights, shipped
 
 L, N, V = 40, 3, 21
 RNG = np.random.default_rng(0)
@@ -42,20 +42,20 @@ def model():
 
 
 def test_native_sequence_has_recovery_one():
-    """The native letters themselves recover everything, and wrong ones nothing."""
+    """The native sequence recovers everything, and a wrong one nothing."""
     S = np.tile(NATIVE, (N, 1))
     assert r.recovery(S, NATIVE, COUNTED) == 1
     assert r.recovery((S + 1) % 20, NATIVE, COUNTED) == 0
 
 
 def test_uniform_distribution_has_perplexity_21():
-    """Knowing nothing costs log 21 nats, and 1/21 of the letters is expected to be native."""
+    """It costs log 21 nats, and the expected recovery is 1/21."""
     assert r.negative_log_likelihood(UNIFORM, NATIVE, COUNTED) == pytest.approx(np.log(V))
     assert r.expected_recovery(UNIFORM, NATIVE, COUNTED) == pytest.approx(1 / V)
 
 
-def test_expected_recovery_is_the_mean_recovery_of_draws():
-    """Letters drawn from the distributions recover what was expected, within sampling error."""
+def test_expected_recovery_is_the_mean_recovery_of_samples():
+    """Residues sampled from the distributions recover as much, within sampling error."""
     log_probs = random_log_probs(1)
     gumbel = np.random.default_rng(2).gumbel(size=(2000, N, L, V))
     drawn = (log_probs + gumbel).argmax(-1)
@@ -63,8 +63,8 @@ def test_expected_recovery_is_the_mean_recovery_of_draws():
     assert r.recovery(drawn, NATIVE, COUNTED) == pytest.approx(expected, abs=4e-3)
 
 
-def test_top1_counts_where_the_native_letter_is_likeliest():
-    """Raising the native letters of half the residues above all others gives one half."""
+def test_top1_counts_where_the_native_type_is_most_likely():
+    """Making the native types of half the residues the most likely gives one half."""
     log_probs = UNIFORM.copy()
     log_probs[..., 20] += 1
     half = np.arange(L) % 2 == 0
@@ -72,8 +72,8 @@ def test_top1_counts_where_the_native_letter_is_likeliest():
     assert r.top1(log_probs, NATIVE, np.ones(L, bool)) == 0.5
 
 
-def test_calibration_is_right_for_letters_drawn_from_the_distributions():
-    """Drawn letters are the likeliest one as often as that is likely; sharpened, it is bolder."""
+def test_calibration_error_is_zero_for_residues_sampled_from_the_distributions():
+    """Sharpened distributions are overconfident by as much as the calibration error says."""
     rng = np.random.default_rng(3)
     log_probs = np.log(rng.dirichlet(np.full(V, 0.2), size=(1, 20_000)))
     native = (log_probs[0] + rng.gumbel(size=(20_000, V))).argmax(-1)
@@ -81,13 +81,13 @@ def test_calibration_is_right_for_letters_drawn_from_the_distributions():
     sharp = 3 * log_probs
     sharp -= np.log(np.exp(sharp).sum(-1, keepdims=True))
     honest, bold = (r.Outcome("made", native, counted, native[None], p) for p in (log_probs, sharp))
-    assert honest.overconfidence == pytest.approx(0, abs=0.01)
+    assert honest.forced(r.overconfidence) == pytest.approx(0, abs=0.01)
     assert r.calibration_error([honest]) < 0.015
-    assert bold.overconfidence > 0.2
-    assert r.calibration_error([bold]) == pytest.approx(bold.overconfidence, abs=0.01)
+    assert bold.forced(r.overconfidence) > 0.2
+    assert r.calibration_error([bold]) == pytest.approx(bold.forced(r.overconfidence), abs=0.01)
 
 
-def test_diversity_is_the_share_of_differing_letters():
+def test_diversity_is_the_share_of_differing_residues():
     """Equal samples have diversity 0, samples that differ at half the residues 0.5."""
     S = np.tile(NATIVE, (3, 1))
     assert r.diversity(S, COUNTED) == 0
@@ -107,7 +107,7 @@ def test_divergence_is_zero_to_itself_and_positive_otherwise(seed):
     assert r.kl_divergence(a, b, COUNTED) > 0
 
 
-def test_divergence_to_the_uniform_is_the_lack_of_entropy():
+def test_divergence_from_the_uniform_is_the_missing_entropy():
     """KL of the uniform from p is log 21 − H(p): the reference is the one averaged over."""
     p = random_log_probs(3)
     entropy = -(np.exp(p) * p).sum(-1)[:, COUNTED].mean()
@@ -115,7 +115,7 @@ def test_divergence_to_the_uniform_is_the_lack_of_entropy():
 
 
 def test_agreement_is_symmetric_and_full_with_itself():
-    """Agreement counts equal likeliest letters, whichever network is called the reference."""
+    """Agreement counts equal most likely types, whichever network is the reference."""
     a, b = random_log_probs(4), random_log_probs(5)
     assert r.agreement(a, a, COUNTED) == 1
     assert 0 < r.agreement(a, b, COUNTED) == r.agreement(b, a, COUNTED) < 1
@@ -123,7 +123,7 @@ def test_agreement_is_symmetric_and_full_with_itself():
 
 @pytest.mark.parametrize("measured", [r.negative_log_likelihood, r.top1, r.expected_recovery])
 def test_residues_that_do_not_count_change_nothing(measured):
-    """Masked residues and unknown letters enter no measure."""
+    """Masked and unknown residues enter no measure."""
     log_probs = random_log_probs(6)
     changed = log_probs.copy()
     changed[:, ~COUNTED] = random_log_probs(7)[:, ~COUNTED]
@@ -135,7 +135,7 @@ def test_residues_that_do_not_count_change_nothing(measured):
 
 
 def test_interval_has_the_width_of_normal_theory():
-    """For many normal values the interval is the mean ± 1.96 σ/√P within a few per cent."""
+    """For many normal values the interval is the mean ± 1.96 σ/√P within 5 %."""
     values = np.random.default_rng(8).normal(5, 2, 400)
     interval = r.bootstrap_interval(values)
     assert interval.mean == pytest.approx(values.mean())
@@ -144,8 +144,8 @@ def test_interval_has_the_width_of_normal_theory():
 
 
 def test_interval_covers_the_truth_as_often_as_stated():
-    """Of 300 intervals from 50 values each, about 95 % hold the true mean."""
-    draws = np.random.default_rng(9).normal(0, 1, (300, 50))
+    """Of 200 intervals from 50 values each, about 95 % contain the true mean."""
+    draws = np.random.default_rng(9).normal(0, 1, (200, 50))
     intervals = [r.bootstrap_interval(x, seed) for seed, x in enumerate(draws)]
     assert 0.90 < np.mean([i.low <= 0 <= i.high for i in intervals]) < 0.98
 
@@ -158,8 +158,8 @@ def test_same_seed_same_interval():
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, np.nan], [[1.0, 2.0]]])
-def test_no_interval_from_too_few_or_broken_values(values):
-    """Fewer than two proteins, NaN, or a table of values raise instead of giving a number."""
+def test_no_interval_from_too_few_or_invalid_values(values):
+    """Fewer than two proteins, NaN, or a table of values raise an error."""
     with pytest.raises(ValueError, match="at least two finite values"):
         r.bootstrap_interval(values)
 
@@ -168,7 +168,7 @@ def test_no_interval_from_too_few_or_broken_values(values):
 
 
 def test_measuring_twice_gives_the_same_outcome(model, backbones):
-    """Letters and log-probabilities depend on the seed alone; another seed draws other letters."""
+    """Samples and log-probabilities depend on the seed alone; another seed gives other samples."""
     engine = load_engine(model, "exact")
     first, again = (r.measure(engine, backbones, 2, seed=1) for _ in range(2))
     other = r.measure(engine, backbones, 2, seed=2)
@@ -179,7 +179,7 @@ def test_measuring_twice_gives_the_same_outcome(model, backbones):
 
 
 def test_order_changes_the_scores_and_not_the_proteins(model, backbones):
-    """Under the graph-coloring order the same proteins get other log-probabilities."""
+    """The graph-coloring order measures the same proteins with other log-probabilities."""
     engine = load_engine(model, "exact")
     random, coloring = (
         r.measure(engine, backbones, 2, order=o) for o in ("random", "graph-coloring")
@@ -189,7 +189,7 @@ def test_order_changes_the_scores_and_not_the_proteins(model, backbones):
 
 
 def test_engines_are_measured_under_common_noise(model, backbones):
-    """The exact engine gives the reference's letters, so every difference is zero but rounding."""
+    """The exact engine gives the reference's samples, so every difference is zero but rounding."""
     subject = r.measure(load_engine(model, "exact"), backbones, 2)
     reference = r.measure(load_engine(model, "reference"), backbones, 2)
     compared = r.compare(subject, reference)
@@ -209,7 +209,7 @@ def test_pairing_narrows_the_interval(model, backbones):
     assert paired.high - paired.low < 1e-2 * (alone.high - alone.low)
 
 
-def test_summary_is_made_of_the_single_measures(model, backbones):
+def test_summary_is_the_mean_of_the_measures(model, backbones):
     """Means are over proteins; the perplexity is over all residues."""
     outcomes = r.measure(load_engine(model, "exact"), backbones, 2)
     summary = r.summarize(outcomes)
@@ -258,7 +258,7 @@ def test_ts50_row_of_the_published_weights_is_reproduced():
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_card_says_where_weights_come_from_and_how_good_they_are(name):
+def test_card_names_origin_and_figures(name):
     """A shipped checkpoint's card names data, teacher, license, residues seen and figures."""
     model, card = load_weights(name)
     assert card["training"]["architecture"] == name
@@ -271,28 +271,38 @@ def test_card_says_where_weights_come_from_and_how_good_they_are(name):
 
 
 @pytest.mark.parametrize("name", shipped())
+def test_readme_of_checkpoints_shows_the_figures_of_the_cards(name):
+    """Each shipped checkpoint has a row with recovery, perplexity and top-1 of its card."""
+    sets = load_weights(name)[1]["measured"]["sets"]
+    ts50_, validation = sets["ts50"], sets["validation"]["recovery"][0]
+    mean, low, high = ts50_["recovery"]
+    row = f"| `{name}` | {mean:.1f} [{low:.1f}, {high:.1f}] | {ts50_['perplexity']:.2f} | "
+    row += f"{ts50_['top1'][0]:.1f} | {validation:.1f} |"
+    assert row in (SHIPPED / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", shipped())
 def test_stored_recovery_is_that_of_the_shipped_weights(name):
-    """What `tox -e accuracy` stored of a network was measured with the weights that are shipped."""
+    """The rows of `tox -e recovery` were measured with the weights that are shipped."""
     rows = json.loads(recovery_study.TARGET.read_text())["rows"]
     stated = load_weights(name)[1]["measured"]["sets"]["ts50"]["recovery"][0]
     row = rows[recovery_study.Row(name).id]
     assert 100 * row["recovery"]["mean"] == pytest.approx(stated, abs=0.05)
 
 
-def test_a_study_measures_what_hangs_together():
-    """A network is measured with its twin, and with those that are held against it."""
+def test_a_row_is_measured_with_its_reference():
+    """Rows are measured with their reference, and a reference with the rows compared with it."""
     rows = [recovery_study.Row(name) for name in ("base", "other")]
-    rows += [recovery_study.Row(name, against=rows[0].id) for name in ("twin", "third")]
-    for only, names in (("twin", "base twin"), ("base", "base twin third"), ("other", "other")):
-        assert [row.weights for row in recovery_study.chosen_of(rows, only).values()] == (
-            names.split()
-        )
+    rows += [recovery_study.Row(name, against=rows[0].id) for name in ("small", "third")]
+    for only, names in (("small", "base small"), ("base", "base small third"), ("other", "other")):
+        found = recovery_study.rows_to_measure(rows, only).values()
+        assert [row.weights for row in found] == names.split()
 
 
-def test_every_twin_is_a_network():
-    """Networks and twins bear names of architectures, and none is its own twin."""
-    twins = recovery_study.TWINS
-    assert set(twins) | set(twins.values()) <= set(ARCHITECTURES)
+def test_every_counterpart_is_an_architecture():
+    """Networks and their k=48 counterparts are architectures, and none is its own counterpart."""
+    counterparts = recovery_study.COUNTERPARTS
+    assert set(counterparts) | set(counterparts.values()) <= set(ARCHITECTURES)
     for row in recovery_study.shipped_rows():
         assert row.against != row.id
         assert (row.against is None) == (row.weights == "baseline")
@@ -302,8 +312,8 @@ def test_every_twin_is_a_network():
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("MPNN_DATA"), reason="needs MPNN_DATA with ts50.npz")
 @pytest.mark.parametrize("name", shipped())
-def test_figures_of_a_card_are_measured_again(name):
-    """TS50 recovery and perplexity of a shipped checkpoint are those of its card."""
+def test_figures_of_a_card_are_reproduced(name):
+    """TS50 recovery and perplexity of a shipped checkpoint equal those of its card."""
     model, card = load_weights(name)
     summary = r.summarize(r.measure(load_engine(model), ts50()))
     stated = card["measured"]["sets"]["ts50"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli_runs import run
 from made_up_files import write_weights
-from training_cases import in_double, padded, write_chains
+from training_helpers import crops_of, in_double, padded, write_chains
 
 from mpnn import graph, ssm
 from mpnn.config import ARCHITECTURES, ModelConfig, SSMConfig
@@ -19,7 +19,7 @@ from mpnn.optimizations import load_engine
 from mpnn.sampling import Constraints, Key, make_job
 from mpnn.synthetic import made_up_backbone
 from mpnn.training import TrainConfig, forward, train
-from mpnn.training.data import DrawConfig, RaggedBatch, TrainingChains, draw
+from mpnn.training.data import RaggedBatch, TrainingChains
 from mpnn.variants import Variant
 from mpnn.weights import formula_weights, load_checkpoint, make_network, save_checkpoint
 
@@ -323,7 +323,7 @@ def chain_file(tmp_path_factory):
 def test_trained_as_run(chain_file, model):
     """Training computes the network's own log-probabilities and gradients, in float64."""
     chains = TrainingChains(chain_file)
-    crops = [draw(chains, DrawConfig(noise=0.1, max_length=40), number) for number in range(3)]
+    crops = crops_of(chains, noise=0.1, max_length=40)
     batch, _, _ = padded(crops)
     found, _ = graph.neighbors(batch.X[:, :, 1].float(), batch.mask.float(), batch.valid, 8)
     batch = dataclasses.replace(batch, E_idx=found)  # found in float32, as in training
@@ -370,7 +370,7 @@ def test_resumed_run_is_bit_equal(chain_file, tmp_path, monkeypatch):
         tokens=120, micro_tokens=60, max_length=50, teacher=str(teacher),
         targets=str(tmp_path / "targets"),
     )  # fmt: skip
-    with pytest.raises(InputError, match="teaches by kept answers alone"):
+    with pytest.raises(InputError, match="cannot be an online teacher"):
         train(dataclasses.replace(config, targets=None))
     whole = train(dataclasses.replace(config, state=str(tmp_path / "whole.pt"))).state_dict()
     train(dataclasses.replace(config, steps=2))

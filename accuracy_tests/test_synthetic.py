@@ -1,4 +1,4 @@
-"""Made-up backbones: geometry, density, and that they are what they were before."""
+"""Synthetic backbones: geometry, density, and stability across versions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def neighbor_table(chains: list[NDArray[np.float64]]) -> tuple[np.ndarray, np.nd
 
 @pytest.mark.parametrize(("length", "chains"), SIZES)
 def test_sizes_and_names(length, chains):
-    """A made-up backbone has the length asked for, in chains of equal size numbered from 1."""
+    """A synthetic backbone has the given length, in chains of equal size numbered from 1."""
     backbone = made_up_backbone(length, chains)
     counts = np.bincount(backbone.chain_index)
     assert len(backbone) == length
@@ -66,13 +66,13 @@ def test_sizes_and_names(length, chains):
     assert backbone.numbers.tolist() == [n for count in counts for n in range(1, count + 1)]
 
 
-def test_many_chains_are_named_on():
-    """After Z come AA, AB, and so on."""
+def test_chains_after_z_have_two_letters():
+    """AA, AB, and so on."""
     assert made_up_backbone(56, 28).chain_ids[24:] == ("Y", "Z", "AA", "AB")
 
 
 def test_same_arguments_same_backbone():
-    """The same arguments make the same backbone anew, and another seed makes another."""
+    """The same arguments give the same backbone without the cache; another seed gives another."""
     first = made_up_backbone(80, 2, 5)
     again = made_up_backbone.__wrapped__(80, 2, 5)
     np.testing.assert_array_equal(first.coords, again.coords)
@@ -82,8 +82,8 @@ def test_same_arguments_same_backbone():
 
 @pytest.mark.parametrize(("length", "chains"), [(0, 1), (5, 0), (2, 3), (-1, 1)])
 def test_impossible_sizes_are_refused(length, chains):
-    """No chains, or fewer residues than chains, are refused."""
-    with pytest.raises(InputError, match="each needs at least one"):
+    """Each chain needs a residue, and there must be a chain."""
+    with pytest.raises(InputError, match="each chain needs at least one"):
         made_up_backbone(length, chains)
 
 
@@ -107,8 +107,8 @@ def test_ideal_bonds(length, chains):
     np.testing.assert_allclose(dihedral(oxygen[here], C[here], N[after], CA[after]), 0, atol=0.1)
 
 
-def test_helices_are_right_handed_and_some_are_there():
-    """A third or more of the residues are in helices, which are right-handed."""
+def test_a_third_of_the_residues_are_in_right_handed_helices():
+    """By the dihedral angles of consecutive CA atoms."""
     CA = made_up_backbone(600).coords[:, 1].astype(np.float64)
     turns = dihedral(CA[:-3], CA[1:-2], CA[2:-1], CA[3:])
     helical = np.abs(np.abs(turns) - 50) < 12
@@ -118,7 +118,7 @@ def test_helices_are_right_handed_and_some_are_there():
 
 @pytest.mark.parametrize(("length", "chains"), SIZES)
 def test_no_clashes(length, chains):
-    """Residues not bonded keep 4.2 Å between CA atoms and 2.6 Å between any atoms."""
+    """Residues that are not bonded are 4.2 Å apart at CA, and 2.6 Å at any atoms."""
     backbone = made_up_backbone(length, chains)
     far = apart(backbone) >= 2
     between_ca = distances(backbone.coords[:, 1], backbone.coords[:, 1])
@@ -129,7 +129,7 @@ def test_no_clashes(length, chains):
 
 
 def test_bonded_neighbors_do_not_tie():
-    """The two CA atoms bonded to a residue's own lie at different distances, by 1e-3 Å mostly."""
+    """The CA atoms before and after a residue are at different distances, mostly by 1e-3 Å."""
     CA = made_up_backbone(200).coords[:, 1].astype(np.float64)
     difference = np.abs(np.diff(np.linalg.norm(np.diff(CA, axis=0), axis=-1)))
     assert difference.min() > 1e-6
@@ -138,7 +138,7 @@ def test_bonded_neighbors_do_not_tie():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_chain_touches_another(seed):
-    """Each chain of a complex comes within 10 Å of another, CA to CA, and is compact itself."""
+    """Each chain of a complex is compact and within 10 Å of another, CA to CA."""
     backbone = made_up_backbone(480, 4, seed)
     CA, chain = backbone.coords[:, 1], backbone.chain_index
     between = distances(CA, CA)
@@ -155,8 +155,8 @@ def test_compact_and_dense():
     assert 15 < table[:, 3].mean() < 18
 
 
-def test_letters_at_natural_frequencies():
-    """Letters are drawn at natural frequencies: none off by more than five standard errors."""
+def test_residue_types_have_natural_frequencies():
+    """None is off by more than five standard errors."""
     sequence = "".join(made_up_backbone(100, 1, seed).sequence for seed in range(20))
     total = sum(FREQUENCIES.values())
     for letter, percent in FREQUENCIES.items():
@@ -171,7 +171,7 @@ def test_as_dense_as_real_chains(data_dir):
     mean and the 10th, 50th and 90th percentile, and so does the mean radius.
     """
     chains = ChainSet(data_dir / "validation.npz")
-    real = [chains[i].coords[:, 1].astype(float) for i in range(0, len(chains), 3)]
+    real = [chains[i].coords[:, 1].astype(float) for i in range(0, len(chains), 7)]
     made = [made_up_backbone(len(ca), 1, i).coords[:, 1].astype(float) for i, ca in enumerate(real)]
     (real_table, real_radius), (made_table, made_radius) = map(neighbor_table, (real, made))
     np.testing.assert_allclose(made_table.mean(0), real_table.mean(0), rtol=0.1)

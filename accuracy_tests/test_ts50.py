@@ -1,4 +1,4 @@
-"""TS50: found, or fetched by PDB id and held against the list that is shipped."""
+"""TS50: read from MPNN_DATA, or fetched by PDB id and checked against the shipped list."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
-import recovery_study
 from file_server import closed_address, serving
 from made_up_files import pdb_text
-from test_training import write_chains
+from training_helpers import write_chains
 
 from mpnn import ts50 as module
 from mpnn.datasets import ChainSet
 from mpnn.errors import InputError, UnreachableError
+from mpnn.studies import recovery as recovery_study
 from mpnn.synthetic import made_up_backbone
-from mpnn.ts50 import Member, fetch_chain, letters_digest, members, ts50
+from mpnn.ts50 import Member, fetch_chain, members, sequence_digest, ts50
 
 LENGTHS = {"1aaa_A": 30, "2bbb_A": 41}
 HTML = b"<!DOCTYPE html><html><body>Log in to this network</body></html>"
@@ -32,8 +32,8 @@ def entry(text: str) -> bytes:
     return gzip.compress(structure.make_mmcif_document().as_string().encode())
 
 
-def member(name: str, letters: str) -> Member:
-    return Member(name, len(letters), letters_digest(letters))
+def member(name: str, sequence: str) -> Member:
+    return Member(name, len(sequence), sequence_digest(sequence))
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +57,13 @@ def server(monkeypatch):
         yield running
 
 
-def kept(tmp_path: Path) -> list[str]:
-    """Names of what the cache holds, in alphabetical order; the lock on nothing is not counted."""
-    files = (tmp_path / "cache" / "structures").iterdir()
-    return sorted(path.name for path in files if path.stat().st_size)
+def stored(tmp_path: Path) -> list[str]:
+    """Names of the files in the cache, in alphabetical order."""
+    return sorted(path.name for path in (tmp_path / "cache" / "structures").iterdir())
 
 
 def test_entries_are_fetched_once(server, tmp_path):
-    """Each chain is asked for by its PDB id once, and comes from the cache from then on."""
+    """Each chain is requested by its PDB id once, and read from the cache from then on."""
     for source in (server.address, closed_address()):
         found = ts50(source)
         assert [backbone.name for backbone in found] == list(LENGTHS)
@@ -74,14 +73,13 @@ def test_entries_are_fetched_once(server, tmp_path):
             assert backbone.sequence == made.sequence
             assert backbone.chain_ids == ("A",)
     assert server.paths == ["1AAA.cif.gz", "2BBB.cif.gz"]
-    cache = tmp_path / "cache" / "structures"
-    assert sorted(path.name for path in cache.iterdir()) == server.paths
+    assert stored(tmp_path) == server.paths
 
 
 def test_chains_are_as_the_set_has_them(server):
-    """The set has complete residues from 1 on, MSE as M, one conformer and the author's chain."""
+    """Complete residues from 1 on, MSE as M, one alternate conformation, author chain names."""
     made = made_up_backbone(30, seed=30)
-    letters = made.sequence[:5] + "M" + made.sequence[6:29]
+    sequence = made.sequence[:5] + "M" + made.sequence[6:29]
     lines = []
     for line in pdb_text(made).splitlines():
         number = int(line[22:26] or 0)
@@ -95,21 +93,21 @@ def test_chains_are_as_the_set_has_them(server):
             continue  # the last residue lacks its O
         lines.append(other if number else line)
     server.files["9XYZ.cif.gz"] = entry("\n".join(lines))
-    found = fetch_chain(member("9xyz_V", letters), server.address)
-    assert found.sequence == letters
+    found = fetch_chain(member("9xyz_V", sequence), server.address)
+    assert found.sequence == sequence
     assert found.mask.all()
     assert found.numbers.tolist() == list(range(1, 30))
     np.testing.assert_allclose(found.coords, made.coords[:29], atol=6e-4)
 
 
 def test_a_gap_is_closed_as_in_the_set(server):
-    """What is not there leaves no masked residues behind."""
+    """Missing residues leave no masked residues behind."""
     made = made_up_backbone(20, seed=1)
     text = "\n".join(line for line in pdb_text(made).splitlines() if line[22:26] != "   9")
     server.files["9XYZ.cif.gz"] = entry(text)
-    letters = made.sequence[:8] + made.sequence[9:]
-    found = fetch_chain(member("9xyz_A", letters), server.address)
-    assert (found.sequence, found.numbers[-1]) == (letters, 19)
+    sequence = made.sequence[:8] + made.sequence[9:]
+    found = fetch_chain(member("9xyz_A", sequence), server.address)
+    assert (found.sequence, found.numbers[-1]) == (sequence, 19)
 
 
 @pytest.mark.parametrize(
@@ -117,31 +115,19 @@ def test_a_gap_is_closed_as_in_the_set(server):
     [HTML, gzip.compress(HTML), gzip.compress(b"data_1AAA\n#\n"), b"", b"\x1f\x8b damaged"],
     ids=["HTML", "gzipped HTML", "no atoms", "nothing", "damaged"],
 )
-def test_what_is_no_entry_is_refused(server, tmp_path, content):
-    """An answer that is no structure is refused by name, not kept, and not gone on with."""
+def test_content_that_is_not_an_entry_is_refused(server, tmp_path, content):
+    """It is named and not stored, and the next attempt fetches it again."""
     right, server.files["1AAA.cif.gz"] = server.files["1AAA.cif.gz"], content
-    with pytest.raises(InputError, match=r"1AAA\.cif\.gz: sent no chain 1aaa_A: ") as caught:
+    with pytest.raises(InputError, match=r"1AAA\.cif\.gz: chain 1aaa_A cannot be read: ") as caught:
         ts50(server.address)
     assert not isinstance(caught.value, UnreachableError)
-    assert kept(tmp_path) == []
+    assert stored(tmp_path) == []
     server.files["1AAA.cif.gz"] = right
     assert len(ts50(server.address)) == 2
-    assert set(server.asked) == {None}
-
-
-def test_a_broken_download_goes_on(server, tmp_path):
-    """A file cut short is gone on with where it ended."""
-    server.stop_after = 500
-    with pytest.raises(InputError, match="connection ended after 500 of"):
-        ts50(server.address)
-    assert kept(tmp_path) == ["1AAA.cif.gz.part"]
-    server.stop_after = None
-    assert len(ts50(server.address)) == 2
-    assert server.asked == [None, "bytes=500-", None]
 
 
 def test_a_damaged_file_of_the_cache_is_replaced(server, tmp_path):
-    """What cannot be read any more is fetched again."""
+    """A file that cannot be read is fetched again."""
     ts50(server.address)
     (tmp_path / "cache" / "structures" / "2BBB.cif.gz").write_bytes(HTML)
     assert len(ts50(server.address)) == 2
@@ -160,37 +146,37 @@ def other(text: str) -> str:
     ("change", "message"),
     [
         (longer, "has 41 complete residues instead of 42"),
-        (other, "has 41 complete residues as it should, but other letters"),
+        (other, "has another sequence"),
     ],
 )
 def test_a_chain_that_differs_is_refused(server, tmp_path, monkeypatch, change, message):
-    """Another number of residues, or other letters, and the whole set is refused."""
+    """Another number of residues, or another sequence, refuses the whole set."""
     first, second = module.members()
-    letters = change(made_up_backbone(41, seed=41).sequence)
-    monkeypatch.setattr(module, "members", lambda: [first, member(second.name, letters)])
-    with pytest.raises(InputError, match=f"chain 2bbb_A is not that of TS50: it {message}"):
+    sequence = change(made_up_backbone(41, seed=41).sequence)
+    monkeypatch.setattr(module, "members", lambda: [first, member(second.name, sequence)])
+    with pytest.raises(InputError, match=f"chain 2bbb_A {message}"):
         ts50(server.address)
-    assert kept(tmp_path) == ["1AAA.cif.gz"]
+    assert stored(tmp_path) == ["1AAA.cif.gz"]
 
 
-def test_a_chain_that_is_not_there(server):
-    """An entry without the chain is refused with the chains that it has."""
-    with pytest.raises(InputError, match=r"1aaa_B: chains B asked for; .* of A"):
+def test_a_missing_chain_is_named(server):
+    """An entry without the chain is refused, with the chains that it has."""
+    with pytest.raises(InputError, match=r"chain 1aaa_B cannot be read: .* of A"):
         fetch_chain(member("1aaa_B", "A"), server.address)
 
 
-def test_an_entry_that_is_not_served(server):
-    """A server's refusal is passed on, and is not taken for a missing network."""
+def test_an_entry_that_is_not_served_is_named(server):
+    """The server's status is reported, and the server is not called unreachable."""
     server.status = 404
     with pytest.raises(InputError, match=r"1AAA\.cif\.gz: the server answered 404") as caught:
         ts50(server.address)
     assert not isinstance(caught.value, UnreachableError)
 
 
-def test_data_that_are_set_come_first(server, tmp_path, monkeypatch):
+def test_mpnn_data_comes_first(server, tmp_path, monkeypatch):
     """Where MPNN_DATA is set its file is the set, and nothing is fetched if it is missing."""
     monkeypatch.setenv("MPNN_DATA", str(tmp_path))
-    with pytest.raises(InputError, match=r"not there; .* should hold ts50\.npz") as caught:
+    with pytest.raises(InputError, match=r"does not exist; .* should contain ts50\.npz") as caught:
         ts50(server.address)
     assert not isinstance(caught.value, UnreachableError)
     write_chains(tmp_path / "ts50.npz", (30, 25), (1, 2))
@@ -198,8 +184,8 @@ def test_data_that_are_set_come_first(server, tmp_path, monkeypatch):
     assert server.paths == []
 
 
-def test_offline_study_shows_what_is_stored(tmp_path, monkeypatch, capsys):
-    """Without data and network the stored figures are shown as such, and none is changed."""
+def test_offline_study_prints_the_stored_figures(tmp_path, monkeypatch, capsys):
+    """Without data and network the stored figures are printed as such, and none is changed."""
     before = recovery_study.TARGET.read_bytes()
     monkeypatch.setattr("sys.argv", ["recovery_study.py"])
     monkeypatch.setattr(recovery_study, "ts50", functools.partial(ts50, closed_address()))
@@ -212,15 +198,15 @@ def test_offline_study_shows_what_is_stored(tmp_path, monkeypatch, capsys):
     assert all(len(line) <= 100 for line in out.splitlines())
     assert recovery_study.TARGET.read_bytes() == before
     monkeypatch.setattr(recovery_study, "TARGET", tmp_path / "recovery.json")
-    with pytest.raises(UnreachableError):  # nothing is stored that could be shown
+    with pytest.raises(UnreachableError):  # no figures are stored
         recovery_study.main()
 
 
-def test_study_with_data_set_wrongly_shows_nothing(tmp_path, monkeypatch, capsys):
-    """A folder without the set is an error, not a reason to show what is stored."""
+def test_study_with_a_wrong_mpnn_data_prints_nothing(tmp_path, monkeypatch, capsys):
+    """A folder without the set is an error, not a reason to print stored figures."""
     monkeypatch.setattr("sys.argv", ["recovery_study.py"])
     monkeypatch.setenv("MPNN_DATA", str(tmp_path))
-    with pytest.raises(InputError, match=r"should hold ts50\.npz"):
+    with pytest.raises(InputError, match=r"should contain ts50\.npz"):
         recovery_study.main()
     assert capsys.readouterr().out == ""
 
@@ -233,8 +219,8 @@ def test_list_has_the_size_that_tables_state():
 
 
 @pytest.mark.data
-def test_list_is_that_of_the_handed_down_file(data_dir):
-    """Names, counts and letters are those of ts50.npz, whose residues are complete and unbroken."""
+def test_list_agrees_with_the_file_of_the_set(data_dir):
+    """Names, counts and sequences are those of ts50.npz, which has no gaps."""
     chains = list(ChainSet(data_dir / "ts50.npz"))
     assert [member(chain.name, chain.sequence) for chain in chains] == members()
     for chain in chains:
@@ -243,8 +229,8 @@ def test_list_is_that_of_the_handed_down_file(data_dir):
 
 
 @pytest.mark.data
-def test_fetched_set_is_the_handed_down_one(data_dir):
-    """Entries made of the 50 handed-down chains pass, and give the same backbones in its order."""
+def test_fetched_set_equals_the_file_of_the_set(data_dir):
+    """Entries made of its 50 chains pass, and give the same backbones in the same order."""
     chains = list(ChainSet(data_dir / "ts50.npz"))
     with serving() as server:
         server.files = {
@@ -263,13 +249,13 @@ def test_fetched_set_is_the_handed_down_one(data_dir):
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["1a8o_A", "1igy_B"])
 def test_a_real_entry_gives_the_chain_of_a_set(data_dir, name):
-    """Real mmCIF files, with MSE and with insertion codes, give a set's letters and coordinates."""
+    """Real mmCIF files, with MSE and insertion codes, give a set's sequence and coordinates."""
     chains = ChainSet(data_dir / "train.npz")
     chain = chains[chains.names.index(name)]
-    letters = "".join(np.array(list(chain.sequence))[chain.mask])
+    sequence = "".join(np.array(list(chain.sequence))[chain.mask])
     with serving() as server:
         file = data_dir / "mmcif" / f"{name[:4].upper()}.cif"
         server.content = gzip.compress(file.read_bytes())
-        found = fetch_chain(member(name, letters), server.address)
-    assert found.sequence == letters
+        found = fetch_chain(member(name, sequence), server.address)
+    assert found.sequence == sequence
     np.testing.assert_array_equal(found.coords, chain.coords[chain.mask])

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from file_server import Server, closed_address, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_files import CONFIG, published_content, write_published, write_weights
 
 from mpnn import download, weights
 from mpnn.config import ARCHITECTURES, ModelConfig
-from mpnn.download import PublishedFile, fetch, git_blob_id
-from mpnn.errors import InputError, UnreachableError
+from mpnn.download import git_blob_id
+from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.weights import (
     default_weights,
@@ -300,116 +297,6 @@ def test_where_weights_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path / "here")
     write_published(Path("minimal"), published_content())
     assert find_weights("minimal") == Path("minimal")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server of `v_48_020`, whose id is that of made-up content."""
-    with serving() as running:
-        running.content = os.urandom(200_000)
-        blob = b"blob %d\0" % len(running.content) + running.content
-        file = PublishedFile("folder/v.pt", hashlib.sha1(blob).hexdigest())
-        monkeypatch.setitem(download.PUBLISHED, "v_48_020", file)
-        yield running
-
-
-def test_fetch(server: Server, tmp_path: Path) -> None:
-    """A fetched file is whole, verified, alone in the cache, and not fetched again."""
-    seen: list[tuple[int, int]] = []
-    path = fetch("v_48_020", server.address, lambda have, total: seen.append((have, total)))
-    assert path.read_bytes() == server.content
-    assert list((tmp_path / "cache").iterdir()) == [path]
-    assert seen[-1] == (200_000, 200_000)
-    assert fetch("v_48_020", server.address) == path
-    assert find_weights("v_48_020") == path
-    assert server.asked == [None]
-
-
-@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
-def test_fetch_goes_on(server: Server, tmp_path: Path, ranges: bool) -> None:
-    """A broken download is gone on with, or begun again where the server has no ranges."""
-    server.ranges, server.stop_after = ranges, 70_000
-    with pytest.raises(InputError, match="70000 of 200000 bytes; run it again"):
-        fetch("v_48_020", server.address)
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["v_48_020.pt.part"]
-    server.stop_after = None
-    assert fetch("v_48_020", server.address).read_bytes() == server.content
-    assert server.asked == [None, "bytes=70000-"]
-
-
-def test_fetch_with_nothing_left_to_send(server: Server, tmp_path: Path) -> None:
-    """A download that broke after its last byte is finished."""
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "v_48_020.pt.part").write_bytes(server.content)
-    assert fetch("v_48_020", server.address).read_bytes() == server.content
-
-
-def test_wrong_id_is_not_kept(server: Server, tmp_path: Path) -> None:
-    """Content with another id is refused, and the next download begins from nothing."""
-    right, server.content = server.content, b"something else"
-    with pytest.raises(InputError, match="instead of"):
-        fetch("v_48_020", server.address)
-    assert not (tmp_path / "cache" / "v_48_020.pt").exists()
-    server.content = right
-    assert fetch("v_48_020", server.address).read_bytes() == right
-    assert server.asked == [None, None]
-
-
-@pytest.mark.parametrize("status", [404, 500])
-def test_server_error(server: Server, tmp_path: Path, status: int) -> None:
-    """A server's refusal is passed on with its number, and nothing gets the file's name."""
-    server.status = status
-    with pytest.raises(InputError, match=str(status)):
-        fetch("v_48_020", server.address)
-    assert not (tmp_path / "cache" / "v_48_020.pt").exists()
-
-
-def test_no_server() -> None:
-    """An address where nobody answers is named."""
-    with pytest.raises(UnreachableError, match="the download failed"):
-        fetch("v_48_020", closed_address())
-
-
-def test_damaged_cache_is_refused_and_can_be_replaced(server: Server) -> None:
-    """A cached file with another id is refused with the command that replaces it."""
-    path = fetch("v_48_020", server.address)
-    path.write_bytes(b"damaged")
-    with pytest.raises(InputError, match="mpnn weights fetch v_48_020"):
-        find_weights("v_48_020")
-    assert fetch("v_48_020", server.address).read_bytes() == server.content
-
-
-def test_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
-    """A cache folder that cannot be made is an error that names it."""
-    (tmp_path / "cache").write_text("a file stands here")
-    with pytest.raises(InputError, match="cache"):
-        fetch("v_48_020", server.address)
-
-
-def test_disk_that_refuses_is_not_taken_for_a_server_out_of_reach(server: Server) -> None:
-    """What cannot be kept names the file and the cause, not the network."""
-    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
-    try:
-        with pytest.raises(InputError, match=r"v_48_020\.pt\.part: cannot be written") as caught:
-            fetch("v_48_020", server.address)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
-    assert not isinstance(caught.value, UnreachableError)
-
-
-def test_unknown_published_name() -> None:
-    """Names that were never published are refused with those that were."""
-    with pytest.raises(InputError, match="soluble_v_48_030"):
-        fetch("v_48_040")
-
-
-def test_published_names() -> None:
-    """There are eight published files, in two folders, with ids of forty digits."""
-    assert len(download.PUBLISHED) == 8
-    assert download.PUBLISHED["soluble_v_48_002"].path == "soluble_model_weights/v_48_002.pt"
-    assert len({f.blob_id for f in download.PUBLISHED.values()}) == 8
-    assert all(len(f.blob_id) == 40 for f in download.PUBLISHED.values())
 
 
 @pytest.mark.data

@@ -97,17 +97,14 @@ def train(config: str, changes: Sequence[str]) -> None:
     """
     from mpnn.training import job
 
-    job.train([config], changes, distill=False)
+    job.train(config, changes, distill=False)
 
 
-def distill(configs: Sequence[str], changes: Sequence[str]) -> None:
-    """Train a network on the outputs of another: as `train`, with `teacher` set.
-
-    Several students of one teacher are trained at once, on the same teacher outputs.
-    """
+def distill(config: str, changes: Sequence[str]) -> None:
+    """Train a network on the outputs of another: as `train`, with `teacher` set."""
     from mpnn.training import job
 
-    job.train(configs, changes, distill=True)
+    job.train(config, changes, distill=True)
 
 
 def report(runs: str, out: str, readme: str | None) -> None:
@@ -146,7 +143,7 @@ def list_weights() -> None:
 
 
 def fetch_weights(names: Sequence[str]) -> None:
-    """Download published weights into the user's cache; resumes an interrupted download."""
+    """Download published weights into the user's cache."""
     from mpnn.files import fetch_all
 
     for path in fetch_all(names):
@@ -234,9 +231,9 @@ def _add(commands: Any, command: Callable[..., int | None], name: str = "") -> P
 
 
 def _add_training(commands: Any) -> None:
-    for command, name, number in ((train, "config", None), (distill, "configs", "+")):
+    for command in (train, distill):
         its = _add(commands, command)
-        its.add_argument(name, metavar="CONFIG", nargs=number, help="TOML file of settings.")
+        its.add_argument("config", metavar="CONFIG", help="TOML file of settings.")
         its.add_argument(
             "--set",
             dest="changes",

@@ -1,9 +1,9 @@
-"""Sets of chains in `.npz` files, and where to find real structures.
+"""Sets of chains in `.npz` files, and the folder of real structures.
 
-Arrays of a file, chain i being rows offsets[i]:offsets[i + 1] of R residues: `ca` int [R, 3], CA in
-0.001 Å; `nco` int [R, 3, 3], N, C and O minus CA in 0.001 Å; `complete` bool [R], whether all four
-atoms are known; `sequence` uint8 [R], letters; `residue_number` int [R], insertion codes dropped;
-`name` str [chains], such as 1abc_A; `cluster` int [chains], the same for chains of one family.
+Arrays of a file, where chain i is rows offsets[i]:offsets[i + 1] of R residues: `ca` int [R, 3], CA
+in 0.001 Å; `nco` int [R, 3, 3], N, C and O minus CA in 0.001 Å; `complete` bool [R], whether all
+four atoms are known; `sequence` uint8 [R], one-letter codes; `residue_number` int [R], without
+insertion codes; `name` str [chains], such as 1abc_A; `cluster` int [chains], equal within a family.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ PER_RESIDUE = {
     "sequence": ("u", ()),
     "residue_number": ("iu", ()),
 }
-"""Array name to kinds of type and shape after the first axis."""
+"""Allowed kinds of dtype, and shape after the first axis, by name of array."""
 
 PER_CHAIN = {"name": "U", "cluster": "iu"}
 
 UNIT = 0.001
-"""Å in a coordinate's unit."""
+"""Å per unit of a stored coordinate."""
 
 
 def find_data(name: str) -> Path:
-    """A file or folder under the one that the environment variable MPNN_DATA names.
+    """Path of a file or folder in the folder named by the environment variable MPNN_DATA.
 
     Raises:
-        InputError: the variable is not set, or there is nothing of that name.
+        InputError: the variable is not set, or the path does not exist.
     """
     root = os.environ.get("MPNN_DATA")
     if not root:
-        raise InputError(f"{name}: set MPNN_DATA to the folder of structures that holds it")
+        raise InputError(f"{name}: set MPNN_DATA to the folder that contains it")
     path = Path(root, name)
     if not path.exists():
-        raise InputError(f"{path}: not there; MPNN_DATA is {root} and should hold {name}")
+        raise InputError(f"{path}: does not exist; MPNN_DATA is {root} and should contain {name}")
     return path
 
 
 class ChainSet:
-    """The chains of one `.npz` file; `chain_set[i]` makes a `Backbone` when asked.
+    """The chains of one `.npz` file; `chain_set[i]` builds a `Backbone`.
 
     Attributes:
         offsets: int64 [chains + 1], first row of each chain.
@@ -62,10 +62,10 @@ class ChainSet:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Read and check the file.
+        """Reads and checks the file.
 
         Raises:
-            InputError: it cannot be read, or an array is missing or of another type or shape.
+            InputError: it cannot be read, or an array is missing or has another dtype or shape.
         """
         self._arrays = _load(Path(path))
         self.offsets: NDArray[np.int64] = self._arrays["offsets"].astype(np.int64)
@@ -77,7 +77,7 @@ class ChainSet:
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of all that the file says of its chains."""
+        """SHA-256 of all arrays."""
         digest = hashlib.sha256()
         for name in (*PER_RESIDUE, *PER_CHAIN, "offsets"):
             digest.update(f"{name} {self._arrays[name].dtype.str}".encode())
@@ -85,11 +85,11 @@ class ChainSet:
         return digest.digest()
 
     def __getitem__(self, index: int) -> Backbone:
-        """Chain `index` as a backbone named as the chain, numbering gaps filled.
+        """Chain `index` as a backbone with the chain's name, gaps in its numbering filled with X.
 
         Raises:
-            IndexError: there is no such chain.
-            InputError: its letters or numbers cannot be those of a chain.
+            IndexError: the index is out of range.
+            InputError: its sequence or numbering is not valid.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"no chain {index} among {len(self)}")
@@ -110,16 +110,18 @@ class ChainSet:
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of a file, checked."""
+    """Reads and checks the arrays of a file."""
     try:
-        # Opened here, for numpy leaves a damaged archive open.
+        # Opened here, because numpy leaves a damaged archive open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: no readable .npz file ({type(error).__name__})") from None
+        raise InputError(f"{path}: cannot be read as .npz ({type(error).__name__})") from None
     needed = [*PER_RESIDUE, *PER_CHAIN, "offsets"]
     if missing := [name for name in needed if name not in arrays]:
-        raise InputError(f"{path}: no array {', '.join(missing)}; it needs {', '.join(needed)}")
+        raise InputError(
+            f"{path}: arrays {', '.join(missing)} are missing; {', '.join(needed)} are needed"
+        )
     residues = arrays["complete"].size
     for name, (kinds, shape) in PER_RESIDUE.items():
         _check(path, name, arrays[name], kinds, (residues, *shape))

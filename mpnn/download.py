@@ -1,18 +1,15 @@
-"""Files fetched into the user's cache; published weights, what they are called and known by."""
+"""Downloads into the user's cache; names and git blob ids of the published weights."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import http.client
-import os
-import urllib.error
-import urllib.request
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import platformdirs
 
@@ -28,6 +25,8 @@ SOURCE = (
 
 CHUNK = 1 << 16  # bytes
 TIMEOUT = 30.0  # seconds without a byte
+Report = Callable[[int, int], None]
+"""Called with the bytes received so far and in total."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +50,25 @@ PUBLISHED: dict[str, PublishedFile] = {
         ("soluble", "soluble_v_48_030", "93b264a7f9b72e0439254d8089c19ef9641e5cd9"),
     )
 }
-"""Published weights by name; 002 to 030 are the 0.02 to 0.30 Å of noise in training."""
+"""Published weights by name; 002 to 030 stand for training noise of 0.02 to 0.30 Å."""
 
 
 def git_blob_id(path: str | Path) -> str:
-    """SHA-1 of `blob <size>` + NUL + content: how git names a file's content."""
+    """The id that git gives to the content of a file: SHA-1 of `blob <size>`, NUL and content."""
     content = Path(path).read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept on this machine; other downloads lie beside it."""
+    """Folder of downloaded weights on this machine; other downloads are in folders beside it."""
     return Path(platformdirs.user_cache_dir("mpnn"), "weights")
 
 
 def cached(name: str) -> Path | None:
-    """The download of a published name if it is here, its id verified.
+    """The downloaded file of a published name if it exists, its id verified.
 
     Raises:
-        InputError: the file here has another id.
+        InputError: the file has another id.
     """
     path = cache_folder() / f"{name}.pt"
     if not path.is_file():
@@ -77,30 +76,20 @@ def cached(name: str) -> Path | None:
     found, expected = git_blob_id(path), PUBLISHED[name].blob_id
     if found != expected:
         raise InputError(
-            f"{path}: has blob id {found}, but {name} has {expected}: the file is damaged; "
+            f"{path}: the file is damaged: its blob id is {found}, that of {name} is {expected}; "
             f"run `mpnn weights fetch {name}` to replace it"
         )
     return path
 
 
-def fetch(
-    name: str, source: str = SOURCE, progress: Callable[[int, int], None] | None = None
-) -> Path:
-    """Downloads published weights into the cache, going on where a broken download ended.
-
-    The file gets its name only after its blob id is found right.
-
-    Args:
-        name: a name in `PUBLISHED`.
-        source: where the folders of the repository are served.
-        progress: called with bytes here and bytes in all.
+def fetch(name: str, source: str = SOURCE, progress: Report | None = None) -> Path:
+    """Path of published weights in the cache, downloaded from `source` and verified if missing.
 
     Raises:
-        InputError: the name is unknown, the server cannot be reached or refuses, the connection
-            ends early, or the content has another id.
+        InputError: `name` is not in `PUBLISHED`; or see `fetch_file`.
     """
     if name not in PUBLISHED:
-        raise InputError(f"{name}: not a published name; there are {', '.join(PUBLISHED)}")
+        raise InputError(f"{name}: not a published name; known are {', '.join(PUBLISHED)}")
     path = cache_folder() / f"{name}.pt"
     expected = PUBLISHED[name].blob_id
 
@@ -108,8 +97,8 @@ def fetch(
         found = git_blob_id(file)
         if found != expected:
             raise InputError(
-                f"{source}: sent {name} with blob id {found} instead of {expected}; nothing "
-                "was kept; try again, and if it stays so give a path to --weights"
+                f"{source}: sent {name} with blob id {found} instead of {expected}; nothing was "
+                "stored; try again, or give a path to --weights"
             )
 
     fetch_file(f"{source}/{PUBLISHED[name].path}", path, check, progress)
@@ -117,84 +106,78 @@ def fetch(
 
 
 def fetch_file(
-    url: str,
-    path: Path,
-    read: Callable[[Path], Content],
-    progress: Callable[[int, int], None] | None = None,
+    url: str, path: Path, read: Callable[[Path], Content], progress: Report | None = None
 ) -> Content:
-    """Reads a file of the cache, downloaded first where it is not there or cannot be read.
+    """The result of `read` on a file of the cache, downloaded if it is missing or damaged.
 
-    The file gets its name only after it was read; a broken download is gone on with.
-
-    Args:
-        url: where it is served.
-        path: where it is kept.
-        read: what is wanted of the file; its `InputError` refuses the content.
-        progress: called with bytes here and bytes in all.
-
-    Returns:
-        What `read` returned.
+    The file gets its name after `read` has accepted it by not raising InputError. An interrupted
+    download starts again.
 
     Raises:
-        UnreachableError: the server cannot be reached, or falls silent.
-        InputError: the server refuses, the connection ends early, `read` refuses what was sent
-            (then nothing is kept), or the cache cannot be written.
+        UnreachableError: the server cannot be reached, or the connection breaks.
+        InputError: the server answers with an error, `read` rejects the content (nothing is stored
+            then), or the cache cannot be written.
     """
-    partial = path.with_name(f"{path.name}.part")
+    if path.is_file():
+        with contextlib.suppress(InputError):  # a damaged file is replaced
+            return read(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # a second process waits, then finds the file done
-            if path.is_file():
-                with contextlib.suppress(InputError):  # a damaged file is replaced
-                    content = read(path)
-                    partial.unlink(missing_ok=True)
-                    return content
-            _download(url, file, progress)
-            try:
-                content = read(partial)
-            except InputError:
-                file.truncate(0)
-                raise
-            os.fsync(file.fileno())
+        with TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
+            partial = Path(folder, path.name)
+            partial.write_bytes(_download(url, progress))
+            content = read(partial)
             partial.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     return content
 
 
-def _download(url: str, file: BinaryIO, progress: Callable[[int, int], None] | None) -> None:
-    """Appends to `file`, open for appending, what it still lacks of `url`."""
-    have = file.seek(0, os.SEEK_END)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+class _Progress:
+    """The progress bar that pooch expects, which calls a function instead."""
+
+    total = 0  # bytes, set by pooch
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._received = report, 0
+
+    def update(self, count: int) -> None:
+        """Adds a chunk of bytes; the last one may be shorter than pooch says."""
+        self._received = min(self._received + count, self.total)
+        self._report(self._received, self.total)
+
+    def reset(self) -> None:
+        """Begins again at 0."""
+        self._received = 0
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def _download(url: str, report: Report | None) -> bytes:
+    """The content at `url`; see `fetch_file` for errors."""
+    import pooch  # here, because few sessions download anything
+    import requests
+
+    download = pooch.HTTPDownloader(
+        progressbar=False if report is None else _Progress(report),
+        chunk_size=CHUNK,
+        timeout=TIMEOUT,
+        headers={"Accept-Encoding": "identity"},  # bytes as stored, so that lengths agree
+    )
+    content = io.BytesIO()  # in memory (a few MB), so that errors of disk and network stay apart
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-                have = file.truncate(0)  # the server sends the whole file
-            total = have + int(response.headers.get("Content-Length", 0))
-            while chunk := response.read(CHUNK):
-                have += _written(file, chunk)
-                if progress is not None:
-                    progress(have, total)
-    except urllib.error.HTTPError as error:
-        error.close()  # it holds the connection
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing is left to send; what is here decides
-        raise InputError(f"{url}: the server answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise UnreachableError(
-            f"{url}: the download failed ({error}); {have} bytes are kept, run it again to go on"
-        ) from error
-    file.flush()
-    if have < total:
+        download(url, content, None)
+    except requests.HTTPError as error:
+        answer = error.response
+        assert answer is not None  # set where the status is checked
+        answer.close()  # pooch leaves its connection open
         raise InputError(
-            f"{url}: the connection ended after {have} of {total} bytes; run it again to go on"
-        )
-
-
-def _written(file: BinaryIO, chunk: bytes) -> int:
-    """Bytes written; a disk that refuses them is not taken for a server that does."""
-    try:
-        return file.write(chunk)
-    except OSError as error:
-        raise InputError(f"{file.name}: cannot be written ({error.strerror})") from error
+            f"{url}: the server answered {answer.status_code} {answer.reason}; try again later"
+        ) from error
+    except requests.RequestException as error:
+        cause = str(getattr(error.args[0], "reason", error)).rpartition("): ")[2]
+        raise UnreachableError(
+            f"{url}: the download failed ({cause}); check the connection and run it again"
+        ) from error
+    return content.getvalue()

@@ -1,14 +1,14 @@
-"""How good a network is at designing: recovery, perplexity, agreement, divergence, intervals.
+"""Accuracy of a network: recovery, perplexity, agreement, divergence, calibration, intervals.
 
-Measures of one protein are pure functions on arrays; a set of proteins is summarized as the mean
-over proteins with a bootstrap interval over proteins, two networks on the same proteins and noise
-by the interval of the paired difference. Shapes: P proteins, N samples, L residues, V = 21 letters.
-`counted` [L] marks the residues that count: complete ones of known letter.
+Measures of one protein are pure functions on arrays. A set of proteins is summarized by the mean
+over proteins with a bootstrap interval over proteins; two networks on the same proteins and noise
+by the interval of the paired difference. Shapes: P proteins, N samples, L residues, V = 21 residue
+types. `counted` [L] marks the residues that count: complete ones of known type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +24,14 @@ from mpnn.schedule import IntArray, Order
 
 LogProbs = NDArray[np.floating]  # [N, L, 21]
 Mask = NDArray[np.bool_]  # [L]
+Measure = Callable[[LogProbs, IntArray, Mask], float]
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
 
 
 def recovery(S: IntArray, native: IntArray, counted: Mask) -> float:
-    """Share of counted residues with the native letter, mean over samples: [N, L], [L], [L]."""
+    """Share of counted residues with the native type, mean over samples: [N, L], [L], [L]."""
     return float((native == S)[..., counted].mean())
 
 
@@ -41,22 +42,22 @@ def diversity(S: IntArray, counted: Mask) -> float:
 
 
 def negative_log_likelihood(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
-    """Mean −log p of the native letters in nats; its exponential is the perplexity."""
+    """Mean −log p of the native residues in nats; its exponential is the perplexity."""
     return -float(_at_native(log_probs, native)[..., counted].mean(dtype=np.float64))
 
 
 def top1(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
-    """Share of counted residues whose likeliest letter is the native one."""
+    """Share of counted residues whose most likely type is the native one."""
     return float((log_probs.argmax(-1) == native)[..., counted].mean())
 
 
 def expected_recovery(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
-    """Mean probability of the native letter, teacher-forced: recovery without sampling."""
+    """Mean probability of the native type, teacher-forced: recovery without sampling."""
     return float(np.exp(_at_native(log_probs, native))[..., counted].mean(dtype=np.float64))
 
 
 def agreement(log_probs: LogProbs, reference: LogProbs, counted: Mask) -> float:
-    """Share of counted residues for which both networks find the same letter likeliest."""
+    """Share of counted residues with the same most likely type under both networks."""
     return float((log_probs.argmax(-1) == reference.argmax(-1))[..., counted].mean())
 
 
@@ -66,9 +67,10 @@ def kl_divergence(log_probs: LogProbs, reference: LogProbs, counted: Mask) -> fl
     return float((np.exp(p) * (p - log_probs)).sum(-1)[..., counted].mean())
 
 
-def confidence(log_probs: LogProbs, counted: Mask) -> float:
-    """Mean probability of the likeliest letter: that of a calibrated network is its top-1."""
-    return float(np.exp(log_probs.max(-1))[..., counted].mean(dtype=np.float64))
+def overconfidence(log_probs: LogProbs, native: IntArray, counted: Mask) -> float:
+    """Mean probability of the most likely type, minus top-1: 0 for a calibrated network."""
+    sure = np.exp(log_probs.max(-1))[..., counted].mean(dtype=np.float64)
+    return float(sure) - top1(log_probs, native, counted)
 
 
 def calibration_error(outcomes: Sequence[Outcome]) -> float:
@@ -101,15 +103,15 @@ class Interval:
 def bootstrap_interval(values: ArrayLike, seed: int = 0) -> Interval:
     """Mean of `values` [P] and its 95 % percentile interval over resampled proteins.
 
-    The same values and seed give the same interval. For two networks on the same proteins give the
-    differences: that is the paired interval.
+    The same values and seed give the same interval. Differences of two networks on the same
+    proteins give the paired interval.
 
     Raises:
         ValueError: fewer than two values, or one that is not finite.
     """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
-        raise ValueError("an interval needs at least two finite values, one for each protein")
+        raise ValueError("an interval needs at least two finite values, one per protein")
     rng = np.random.Generator(np.random.Philox(key=seed))
     means = x[rng.integers(len(x), size=(RESAMPLES, len(x)))].mean(1)
     tail = (1 - CONFIDENCE) / 2
@@ -119,13 +121,13 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0) -> Interval:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one network made of one protein."""
+    """Samples and scores of one network for one protein."""
 
     name: str
     native: IntArray  # [L]
     counted: Mask  # [L]
-    S: IntArray  # [N, L] sampled letters
-    log_probs: LogProbs  # [N, L, 21] teacher-forced on the native letters, in each sample's order
+    S: IntArray  # [N, L] samples
+    log_probs: LogProbs  # [N, L, 21] teacher-forced on the native residues, in each sample's order
 
     @property
     def recovery(self) -> float:
@@ -137,25 +139,9 @@ class Outcome:
         """See `diversity`."""
         return diversity(self.S, self.counted)
 
-    @property
-    def expected_recovery(self) -> float:
-        """See `expected_recovery`."""
-        return expected_recovery(self.log_probs, self.native, self.counted)
-
-    @property
-    def top1(self) -> float:
-        """See `top1`."""
-        return top1(self.log_probs, self.native, self.counted)
-
-    @property
-    def overconfidence(self) -> float:
-        """How far `confidence` lies above `top1`."""
-        return confidence(self.log_probs, self.counted) - self.top1
-
-    @property
-    def nll(self) -> float:
-        """See `negative_log_likelihood`."""
-        return negative_log_likelihood(self.log_probs, self.native, self.counted)
+    def forced(self, measure: Measure) -> float:
+        """A measure of the teacher-forced log-probabilities, such as `top1`."""
+        return measure(self.log_probs, self.native, self.counted)
 
 
 @dataclass(frozen=True)
@@ -168,7 +154,7 @@ class Summary:
     top1: Interval
     nll: Interval  # nats; exp of it is the perplexity
     perplexity: float  # exp of the mean over all residues of −log p
-    overconfidence: Interval  # mean probability of the likeliest letter − top-1
+    overconfidence: Interval  # mean probability of the most likely type − top-1
     calibration_error: float  # see `calibration_error`
 
 
@@ -186,7 +172,7 @@ def measure(
     same seed are compared under the same noise and orders.
 
     Raises:
-        InputError: a backbone has no complete residue of known letter.
+        InputError: a backbone has no complete residue of known type.
     """
     keys = [Key(seed, sample, temperature) for sample in range(num_samples)]
     return [_outcome(engine, backbone, keys, order) for backbone in backbones]
@@ -198,7 +184,7 @@ def _outcome(engine: Engine, backbone: Backbone, keys: list[Key], order: Order) 
     counted = backbone.mask & (native != UNKNOWN)
     if not counted.any():
         raise InputError(
-            f"{backbone.name}: no residue has all four atoms and a known letter; leave it out"
+            f"{backbone.name}: no residue has all four atoms and a known type; leave it out"
         )
     encoding = engine.encode(flat)
     job = make_job(native, [Constraints.free(backbone.mask)], keys)
@@ -210,16 +196,20 @@ def _outcome(engine: Engine, backbone: Backbone, keys: list[Key], order: Order) 
 
 def summarize(outcomes: Sequence[Outcome]) -> Summary:
     """Means over proteins with intervals; see `Summary`."""
-    nll = [o.nll for o in outcomes]
+
+    def mean(measure: Measure) -> Interval:
+        return bootstrap_interval([o.forced(measure) for o in outcomes])
+
+    nll = [o.forced(negative_log_likelihood) for o in outcomes]
     counts = [int(o.counted.sum()) for o in outcomes]
     return Summary(
         proteins=len(outcomes),
         recovery=bootstrap_interval([o.recovery for o in outcomes]),
-        expected_recovery=bootstrap_interval([o.expected_recovery for o in outcomes]),
-        top1=bootstrap_interval([o.top1 for o in outcomes]),
+        expected_recovery=mean(expected_recovery),
+        top1=mean(top1),
         nll=bootstrap_interval(nll),
         perplexity=float(np.exp(np.average(nll, weights=counts))),
-        overconfidence=bootstrap_interval([o.overconfidence for o in outcomes]),
+        overconfidence=mean(overconfidence),
         calibration_error=calibration_error(outcomes),
     )
 
@@ -228,13 +218,13 @@ def summarize(outcomes: Sequence[Outcome]) -> Summary:
 class Comparison:
     """A subject against a reference on the same proteins: paired differences, subject − reference.
 
-    `agreement` and `kl` are teacher-forced on the native letters under the same orders.
+    `agreement` and `kl` are teacher-forced on the native residues under the same orders.
     """
 
     recovery: Interval
     expected_recovery: Interval
     nll: Interval  # nats
-    agreement: Interval  # share of residues with the same likeliest letter
+    agreement: Interval  # share of residues with the same most likely type
     kl: Interval  # nats, of the subject from the reference
 
 
@@ -247,16 +237,17 @@ def compare(subject: Sequence[Outcome], reference: Sequence[Outcome]) -> Compari
     if [o.name for o in subject] != [o.name for o in reference]:
         raise ValueError("subject and reference must be measured on the same proteins, in order")
     pairs = list(zip(subject, reference, strict=True))
+
+    def mean(difference: Callable[[Outcome, Outcome], float]) -> Interval:
+        return bootstrap_interval([difference(s, r) for s, r in pairs])
+
+    def change(measure: Measure) -> Interval:
+        return mean(lambda s, r: s.forced(measure) - r.forced(measure))
+
     return Comparison(
-        recovery=bootstrap_interval([s.recovery - r.recovery for s, r in pairs]),
-        expected_recovery=bootstrap_interval(
-            [s.expected_recovery - r.expected_recovery for s, r in pairs]
-        ),
-        nll=bootstrap_interval([s.nll - r.nll for s, r in pairs]),
-        agreement=bootstrap_interval(
-            [agreement(s.log_probs, r.log_probs, s.counted) for s, r in pairs]
-        ),
-        kl=bootstrap_interval(
-            [kl_divergence(s.log_probs, r.log_probs, s.counted) for s, r in pairs]
-        ),
+        recovery=mean(lambda s, r: s.recovery - r.recovery),
+        expected_recovery=change(expected_recovery),
+        nll=change(negative_log_likelihood),
+        agreement=mean(lambda s, r: agreement(s.log_probs, r.log_probs, s.counted)),
+        kl=mean(lambda s, r: kl_divergence(s.log_probs, r.log_probs, s.counted)),
     )

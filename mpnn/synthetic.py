@@ -1,20 +1,20 @@
-"""Made-up, protein-like backbones of any size, for speed workloads and for tests without data.
+"""Synthetic, protein-like backbones of any size, for speed workloads and for tests without data.
 
-A chain grows fragment by fragment, each a short loop and a helix, a strand or a two-stranded
-hairpin, with ideal bond lengths and angles. Of some hundred fragments drawn at random the one that
-fits without a clash and touches most residues is kept, so chains come out as compact and as dense
-as real ones; where none fits, the last residues are taken back.
+A chain grows by fragments, each a short loop followed by a helix, a strand or a two-stranded
+hairpin, with ideal bond lengths and angles. Each step tries some hundred random fragments and adds
+the one with the most contacts that does not clash, so that chains are as compact and dense as real
+ones; if none fits, the last residues are removed.
 
 CA–CA distance in Å from a residue to its k-th neighbor (itself the first), over the residues of
-150 real chains of different families, 60 to 400 residues long, and of made-up ones of the same
+150 real chains of different families, 60 to 400 residues long, and of synthetic ones of the same
 lengths; and the radius of gyration over 2.2 Å · L^0.38, over chains:
 
-|                 | k = 8 | k = 16 | k = 30 | k = 48 | radius |
-|-----------------|-------|--------|--------|--------|--------|
-| mean, real      |  6.82 |   9.99 |  13.15 |  16.46 |   1.13 |
-| mean, made-up   |  6.86 |  10.19 |  13.48 |  16.86 |   1.10 |
-| median, real    |  6.45 |   9.63 |  12.50 |  15.50 |   1.03 |
-| median, made-up |  6.48 |   9.94 |  12.97 |  16.29 |   1.10 |
+|                   | k = 8 | k = 16 | k = 30 | k = 48 | radius |
+|-------------------|-------|--------|--------|--------|--------|
+| mean, real        |  6.82 |   9.99 |  13.15 |  16.46 |   1.13 |
+| mean, synthetic   |  6.86 |  10.19 |  13.48 |  16.86 |   1.10 |
+| median, real      |  6.45 |   9.63 |  12.50 |  15.50 |   1.03 |
+| median, synthetic |  6.48 |   9.94 |  12.97 |  16.29 |   1.10 |
 
 The 10th and 90th percentiles of the distances agree within 4 % and 6 %.
 """
@@ -35,86 +35,63 @@ from mpnn.errors import InputError
 
 Floats = NDArray[np.float64]
 
+# Bond lengths in Å and angles of Engh and Huber (Acta Cryst. A47:392, 1991).
 N_CA, CA_C, C_N, C_O = 1.458, 1.525, 1.329, 1.231
-"""Bond lengths in Å; these and the angles are Engh and Huber's (Acta Cryst. A47:392, 1991)."""
-
 N_CA_C, CA_C_N, C_N_CA, CA_C_O = np.deg2rad([111.2, 116.2, 121.7, 120.8])
+BEND_SPREAD = 0.5  # standard deviation of C–N–CA in degrees: a quarter of that of real proteins, so
+# that hairpins stay paired; at 0, all CA–CA distances along the chain would tie
 
-HELIX = (-63.0, -42.0)
-"""(phi, psi) in degrees of an α-helix; so below for other elements."""
-
-STRAND = (-118.0, 132.0)
-
+# (phi, psi) in degrees. Strands of a hairpin alternate outwards from its turn between residues that
+# are hydrogen-bonded and others. The type I' turn was fitted so that they pair: CA atoms are
+# alternately about 5.4 and 4.4 Å apart, N and O atoms of the former about 3 Å.
+HELIX, STRAND = (-63.0, -42.0), (-118.0, 132.0)
 HAIRPIN_OUT, HAIRPIN_IN = (-135.0, 143.0), (-65.0, 114.0)
-"""Hydrogen-bonded and other residues of a hairpin's strands, by turns, from the turn outwards."""
-
 HAIRPIN_TURN = ((54.0, 26.0), (79.0, 5.0))
-"""A type I' turn. Fitted with the strands above to pair them: CA atoms lie about 5.4 and 4.4 Å
-apart by turns, N and O atoms of the former about 3 Å."""
-
 LOOP = ((-65.0, -40.0), (-120.0, 135.0), (-70.0, 145.0), (60.0, 40.0), (-95.0, 0.0))
-LOOP_SHARES = (0.25, 0.27, 0.33, 0.06, 0.09)
-"""Centers of the populated regions of the Ramachandran plot, and how often loops visit them."""
+LOOP_SHARES = (0.25, 0.27, 0.33, 0.06, 0.09)  # of the centers of the Ramachandran plot above
+ELEMENT_SHARES = (0.50, 0.05, 0.45)  # helices, single strands and hairpins
 
-ELEMENT_SHARES = (0.50, 0.05, 0.45)
-"""Helices, single strands and hairpins among the elements drawn."""
+FRAGMENTS = 1280  # sampled for the library, before those that clash with themselves are removed
+MAX_FRAGMENT = 23  # residues: a loop of five and a helix of eighteen
+CANDIDATES = 160  # fragments tried per step; with 48, the 48th neighbors are 10 % farther away
+TRIES = 16  # candidates, best first, whose distances are checked atom by atom
 
-FRAGMENTS = 1280
-MAX_FRAGMENT = 23
-"""Fragments drawn for the library, before those that clash with themselves are dropped, and the
-most residues of one: five of a loop and eighteen of a helix."""
+# Distances in Å.
+MIN_CA, MIN_HEAVY = 4.2, 2.8  # minimum of CA atoms, and of any atoms, two or more residues apart
+MIN_BONDED = 2.6  # the same for any atoms of one fragment, which may be hydrogen-bonded
+CONTACT = 12.0  # CA–CA distance that counts as a contact
+REACH = 55.0  # from the CA that a fragment is joined to; atoms farther away cannot clash with it
 
-BEND_SPREAD = 0.5
-"""Degrees, of the angle C–N–CA. A quarter of what real proteins have, so that hairpins stay paired;
-with none, all CA–CA distances along the chain would tie."""
-
-CANDIDATES = 160
-"""Fragments tried per step. With 48, distances to the 48th neighbor come out 10 % longer."""
-
-MIN_CA, MIN_HEAVY = 4.2, 2.8
-"""Least distance in Å of CA atoms, and of any atoms, two or more residues apart."""
-
-MIN_BONDED = 2.6
-"""The same for any atoms of one fragment, where hydrogen bonds hold a hairpin together."""
-
-CONTACT = 12.0
-"""CA–CA distance in Å that counts as a contact."""
-
-REACH = 55.0
-"""Å from the CA that a fragment is joined to; no atom that it might meet lies farther."""
-
-OWN_CHAIN, OTHER_CHAIN = 6, 1
-"""Worth of a contact within a chain and with another; if equal, chains spread over each other."""
-
-UNCOUNTED = 4
-"""Residues at a chain's end that the grids leave out, for they lie close to any that follow."""
-
-TRIES = 16
-"""Candidates, best first, whose distances are looked at atom by atom."""
+OWN_CHAIN, OTHER_CHAIN = 6, 1  # weights of a contact; if equal, chains intertwine
+UNCOUNTED = (
+    4  # last residues of a chain that the grids leave out: all that follow are close to them
+)
 
 FREQUENCIES = {
     "A": 8.25, "R": 5.53, "N": 4.06, "D": 5.46, "C": 1.38, "Q": 3.93, "E": 6.72, "G": 7.07,
     "H": 2.27, "I": 5.91, "L": 9.65, "K": 5.80, "M": 2.41, "F": 3.86, "P": 4.74, "S": 6.65,
     "T": 5.36, "W": 1.10, "Y": 2.92, "V": 6.86,
 }  # fmt: skip
-"""Natural amino-acid frequencies in per cent (UniProtKB/Swiss-Prot statistics)."""
+"""Natural amino-acid frequencies in % (UniProtKB/Swiss-Prot statistics)."""
 
 
 @functools.lru_cache(maxsize=32)
 def made_up_backbone(length: int, chains: int = 1, seed: int = 0) -> Backbone:
-    """A compact made-up backbone; the same arguments give the same one (and it is cached).
+    """A compact synthetic backbone; the same arguments give the same one (and it is cached).
 
     Args:
-        length: residues in all, L.
+        length: total number of residues, L.
         chains: number of chains, of equal lengths up to one residue, each touching another;
             named A, B, …, Z, AA, AB, …
-        seed: which of the many backbones of that size.
+        seed: random seed.
 
     Raises:
-        InputError: there are no chains, or fewer residues than chains.
+        InputError: chains is below 1, or exceeds length.
     """
     if not 1 <= chains <= length:
-        raise InputError(f"{chains} chains of {length} residues in all: each needs at least one")
+        raise InputError(
+            f"{length} residues in {chains} chains: each chain needs at least one residue"
+        )
     rng = np.random.default_rng((seed, length, chains))
     ends = np.arange(chains + 1) * length // chains
     coords = np.zeros((length, 4, 3))
@@ -123,13 +100,13 @@ def made_up_backbone(length: int, chains: int = 1, seed: int = 0) -> Backbone:
         _grow_chain(coords, start, stop, crowd, rng)
     coords -= coords[:, 1].mean(axis=0)
     shares = np.array(list(FREQUENCIES.values()))
-    letters = rng.choice(list(FREQUENCIES), size=length, p=shares / shares.sum())
+    residues = rng.choice(list(FREQUENCIES), size=length, p=shares / shares.sum())
     sizes = np.diff(ends)
     return Backbone(
         name=f"made_up_{length}x{chains}_{seed}",
         coords=coords.astype(np.float32),
         mask=np.ones(length, dtype=bool),
-        sequence="".join(letters),
+        sequence="".join(residues),
         chain_ids=tuple(itertools.islice(_chain_names(), chains)),
         chain_index=np.repeat(np.arange(chains), sizes),
         numbers=np.concatenate([np.arange(1, size + 1) for size in sizes]),
@@ -143,7 +120,7 @@ def _chain_names() -> Iterator[str]:
 
 
 class _Grid:
-    """Counts, on a periodic grid of cubic cells, the points within a radius of each cell."""
+    """Number of points within a radius of each cell of a periodic cubic grid."""
 
     def __init__(self, radius: float, spacing: float, width: float) -> None:
         self._spacing = spacing
@@ -168,10 +145,10 @@ class _Grid:
 
 
 class _Crowd:
-    """The residues that a growing chain meets: others of its own, and those of earlier chains.
+    """The residues that a growing chain can touch: its own, and those of earlier chains.
 
-    Counting on grids takes the same time for long chains as for short ones, and whole numbers make
-    every choice alike on every machine.
+    Counts on grids take the same time for long chains as for short ones, and integers make every
+    choice the same on every machine.
     """
 
     def __init__(self, length: int) -> None:
@@ -181,14 +158,14 @@ class _Crowd:
         self._followed = 0
 
     def follow(self, chain: Floats, size: int) -> None:
-        """Count the first `size` residues of the growing chain [n, 4, 3], and no others of it."""
+        """Counts exactly the first `size` residues of the growing chain [n, 4, 3]."""
         size = max(size, 0)
         self._add(chain[self._followed : size], OWN_CHAIN)
         self._add(chain[size : self._followed], -OWN_CHAIN)
         self._followed = size
 
     def finish(self, chain: Floats) -> None:
-        """Count a chain that is complete as one of the earlier ones."""
+        """Counts a complete chain as one of the earlier ones."""
         self.follow(chain, len(chain))
         self._add(chain, OTHER_CHAIN - OWN_CHAIN)
         self._followed = 0
@@ -198,7 +175,7 @@ class _Crowd:
         self._clashes.add(residues[:, 1], worth)
 
     def score(self, moved: Floats, size: NDArray[np.int64]) -> Floats:
-        """Contacts per new residue of candidates [M, n + 1, 4, 3]; -1 where they clash; [M]."""
+        """Contacts per new residue of candidates [M, n + 1, 4, 3]; -1 if they clash; [M]."""
         new = moved[:, 1:, 1]
         inside = np.arange(new.shape[1]) < size[:, None]
         clash = ((self._clashes.at(new) > 0) & inside).any(1)
@@ -209,7 +186,7 @@ class _Crowd:
 def _grow_chain(
     coords: Floats, start: int, stop: int, crowd: _Crowd, rng: np.random.Generator
 ) -> None:
-    """Fill coords[start:stop] with a chain beside those in coords[:start]."""
+    """Fills coords[start:stop] with a chain in contact with those in coords[:start]."""
     fragments, sizes = _library()
     pos, failures = start, 0
     while pos < stop:
@@ -237,7 +214,7 @@ def _grow_chain(
 
 
 def _first_residue(others: Floats, residue: Floats, rng: np.random.Generator) -> Floats:
-    """The residue [4, 3] moved to the freest of some spots 10 Å from other chains' residues."""
+    """The residue [4, 3] moved to the least crowded of some points 10 Å from other chains."""
     if not len(others):
         return residue
     ways = rng.normal(size=(CANDIDATES, 3))
@@ -251,11 +228,11 @@ def _first_residue(others: Floats, residue: Floats, rng: np.random.Generator) ->
 
 
 def _fits(fragment: Floats, placed: Floats, start: int) -> bool:
-    """Whether a fragment keeps its distance from residues placed.
+    """Whether a fragment fits without clashes.
 
     Args:
-        fragment: [n + 1, 4, 3], its copy of the residue placed last, then n new ones.
-        placed: [P, 4, 3], residues of this chain (from `start`) and of those before it.
+        fragment: [n + 1, 4, 3], a copy of the last residue, then n new ones.
+        placed: [P, 4, 3], residues of earlier chains, then those of this chain from `start` on.
         start: first residue of this chain.
     """
     anchor = placed[-1, 1]
@@ -264,7 +241,7 @@ def _fits(fragment: Floats, placed: Floats, start: int) -> bool:
     if not len(old):
         return True
     ca_d2 = _squared_distances(fragment[1:, 1] - anchor, old[:, 1] - anchor)
-    atoms = fragment.reshape(-1, 3)[3:]  # of the residue placed last, only the new O
+    atoms = fragment.reshape(-1, 3)[3:]  # of the last residue only the new O
     d2 = _squared_distances(atoms - anchor, old.reshape(-1, 3) - anchor)
     if len(placed) - 2 >= start:
         d2[0, -4:] = np.inf  # that O and the residue bonded to its own
@@ -275,15 +252,15 @@ def _fits(fragment: Floats, placed: Floats, start: int) -> bool:
 def _library() -> tuple[Floats, NDArray[np.int64]]:
     """Fragments [M, MAX_FRAGMENT + 1, 4, 3] in the frame of their residue 0, and sizes [M].
 
-    Residue 0 stands for the residue that the fragment is joined to and does not count in its size.
+    Residue 0 is the residue that the fragment is joined to; it does not count in the size.
     """
     rng = np.random.default_rng(0)
     torsions = np.zeros((FRAGMENTS, MAX_FRAGMENT + 1, 2))
     sizes = np.zeros(FRAGMENTS, dtype=np.int64)
     for m in range(FRAGMENTS):
-        drawn = _draw_torsions(rng)
-        sizes[m] = len(drawn) - 1
-        torsions[m, : len(drawn)] = drawn
+        sampled = _sample_torsions(rng)
+        sizes[m] = len(sampled) - 1
+        torsions[m, : len(sampled)] = sampled
     bend = C_N_CA + rng.normal(0.0, np.deg2rad(BEND_SPREAD), size=torsions.shape[:2])
     fragments = _build(np.deg2rad(torsions), bend)
     first = fragments[0, 0]
@@ -292,8 +269,8 @@ def _library() -> tuple[Floats, NDArray[np.int64]]:
     return fragments[fits], sizes[fits]
 
 
-def _draw_torsions(rng: np.random.Generator) -> Floats:
-    """(phi, psi) in degrees [n + 1, 2] of residue 0, a loop and an element."""
+def _sample_torsions(rng: np.random.Generator) -> Floats:
+    """(phi, psi) in degrees [n + 1, 2] of residue 0, a loop and a secondary-structure element."""
     loop = np.array(LOOP)[rng.choice(len(LOOP), size=rng.integers(3, 7), p=LOOP_SHARES)]
     element = rng.choice(3, p=ELEMENT_SHARES)
     if element == 0:
@@ -307,7 +284,7 @@ def _draw_torsions(rng: np.random.Generator) -> Floats:
 
 
 def _build(torsions: Floats, bend: Floats) -> Floats:
-    """Backbones [M, n, 4, 3] with ideal bonds, trans throughout.
+    """Backbones [M, n, 4, 3] with ideal bonds and trans peptides.
 
     Args:
         torsions: [M, n, 2], phi and psi in radians.
@@ -346,7 +323,7 @@ def _place(
 
 
 def _frame(N: Floats, CA: Floats, C: Floats) -> Floats:
-    """The axes of a residue, as columns [3, 3]."""
+    """The axes of a residue as columns [3, 3]."""
     x = (C - CA) / np.linalg.norm(C - CA)
     normal = np.cross(x, N - CA)
     z = normal / np.linalg.norm(normal)
@@ -372,8 +349,8 @@ def _clear_of_itself(fragments: Floats, sizes: NDArray[np.int64]) -> NDArray[np.
 def _squared_distances(a: Floats, b: Floats) -> Floats:
     """Squared distances [..., A, B] between points [..., A, 3] and [..., B, 3].
 
-    In float64, so that a threshold falls alike on every machine, and as one product with |a|² and
-    |b|² as further columns, which takes a third of the time.
+    In float64, so that thresholds give the same choices on every machine, and as one matmul with
+    |a|² and |b|² as additional columns, which takes a third of the time.
     """
     ones_a, ones_b = np.ones_like(a[..., :1]), np.ones_like(b[..., :1])
     left = np.concatenate([-2 * a, (a * a).sum(-1, keepdims=True), ones_a], axis=-1)

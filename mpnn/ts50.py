@@ -1,11 +1,11 @@
-"""TS50, the benchmark of inverse folding: 50 chains without gaps, of complete residues only.
+"""TS50, a benchmark of inverse folding: 50 chains without gaps, of complete residues only.
 
-`ts50.csv` beside this file lists the set as the literature hands it down: name of each chain, PDB
-id and author chain name; number of its complete residues; first 16 hexadecimal digits of the
-SHA-256 of their letters. A chain fetched from the PDB is one of the set if both agree. They say
-nothing about coordinates: where an entry has alternate locations or was refined again, those may
-differ from the handed-down ones. The list is checked against the handed-down file; whether today's
-PDB still gives all 50 chains has not been tried.
+`ts50.csv` beside this file lists the set as used in the literature: name of each chain (PDB id and
+author chain name), number of its complete residues, and the first 16 hexadecimal digits of the
+SHA-256 of their sequence. A chain fetched from the PDB must agree in both. Coordinates are not
+checked: they may differ from those of the literature where an entry has alternate locations or was
+refined again. The list agrees with `ts50.npz`; whether today's PDB still gives all 50 chains has
+not been tested.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Member:
     Attributes:
         name: PDB id and author chain name, such as 1ete_A.
         residues: number of complete residues.
-        letters: digest of their letters, as of `letters_digest`.
+        digest: of their sequence, see `sequence_digest`.
     """
 
     name: str
     residues: int
-    letters: str
+    digest: str
 
 
 def members() -> list[Member]:
@@ -56,17 +56,17 @@ def members() -> list[Member]:
 
 
 def ts50(source: str = RCSB) -> list[Backbone]:
-    """The set's backbones: all of them, or none.
+    """All backbones of the set.
 
-    They come from `ts50.npz` in the folder MPNN_DATA; where that variable is not set, from PDB
-    entries in the user's cache, downloaded first if need be, with progress on a terminal.
+    They are read from `ts50.npz` in the folder MPNN_DATA. Without that variable, PDB entries are
+    read from the user's cache, and downloaded if missing, with progress on a terminal.
 
     Args:
-        source: where entries are served as ID.cif.gz.
+        source: URL that serves entries as ID.cif.gz.
 
     Raises:
-        UnreachableError: an entry is to be downloaded, and the server cannot be reached.
-        InputError: MPNN_DATA is set and lacks the file, a download fails, or a chain differs.
+        UnreachableError: an entry is missing and the server cannot be reached.
+        InputError: MPNN_DATA lacks the file, a download fails, or a chain differs from the list.
     """
     if os.environ.get("MPNN_DATA"):
         chains = ChainSet(find_data(FILE))
@@ -76,11 +76,11 @@ def ts50(source: str = RCSB) -> list[Backbone]:
 
 
 def fetch_chain(member: Member, source: str = RCSB) -> Backbone:
-    """A chain of the set from its PDB entry, which stays in the cache.
+    """A chain of the set from its PDB entry, which is stored in the cache.
 
     Raises:
-        UnreachableError: the server cannot be reached.
-        InputError: the download fails, what was sent is no such entry, or its chain differs.
+        UnreachableError: the entry is missing and the server cannot be reached.
+        InputError: the download fails, lacks the chain, or the chain differs from the list.
     """
     entry, _, chain = member.name.partition("_")
     file_name = f"{entry.upper()}.cif.gz"
@@ -91,7 +91,7 @@ def fetch_chain(member: Member, source: str = RCSB) -> Backbone:
             found = complete_part(read_structure(path, chains=[chain]), member.name)
         except InputError as error:
             reason = str(error).removeprefix(f"{path}: ")
-            raise InputError(f"{url}: sent no chain {member.name}: {reason}") from error
+            raise InputError(f"{url}: chain {member.name} cannot be read: {reason}") from error
         _check(found, member, url)
         return found
 
@@ -99,7 +99,7 @@ def fetch_chain(member: Member, source: str = RCSB) -> Backbone:
 
 
 def complete_part(backbone: Backbone, name: str) -> Backbone:
-    """The complete residues of a single chain, numbered from 1 as if nothing lay between them."""
+    """The complete residues of a single chain, numbered from 1 without gaps."""
     known = np.flatnonzero(backbone.mask)
     chain = Chain(
         name=backbone.chain_ids[0],
@@ -112,23 +112,20 @@ def complete_part(backbone: Backbone, name: str) -> Backbone:
     return assemble(name, [chain], backbone.notes)
 
 
-def letters_digest(letters: str) -> str:
-    """The first hexadecimal digits of the SHA-256 of some letters."""
-    return hashlib.sha256(letters.encode("ascii")).hexdigest()[:DIGITS]
+def sequence_digest(sequence: str) -> str:
+    """The first hexadecimal digits of the SHA-256 of a sequence."""
+    return hashlib.sha256(sequence.encode("ascii")).hexdigest()[:DIGITS]
 
 
 def _check(found: Backbone, member: Member, url: str) -> None:
-    """Refuse a chain that is not the set's."""
-    digest = letters_digest(found.sequence)
-    if (len(found), digest) == (member.residues, member.letters):
+    """Refuses a chain that differs from the list."""
+    if len(found) != member.residues:
+        differs = f"has {len(found)} complete residues instead of {member.residues}"
+    elif (digest := sequence_digest(found.sequence)) != member.digest:
+        differs = f"has another sequence (digest {digest} instead of {member.digest})"
+    else:
         return
-    differs = (
-        f"has {len(found)} complete residues instead of {member.residues}"
-        if len(found) != member.residues
-        else f"has {len(found)} complete residues as it should, but other letters ({digest} "
-        f"instead of {member.letters})"
-    )
     raise InputError(
-        f"{url}: chain {member.name} is not that of TS50: it {differs}; nothing was kept, and the "
-        f"set is whole or not used: set MPNN_DATA to a folder with {FILE}"
+        f"{url}: chain {member.name} {differs}, so that the set would not be TS50; set MPNN_DATA "
+        f"to a folder with {FILE}"
     )

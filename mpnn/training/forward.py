@@ -1,11 +1,11 @@
 """The networks of `mpnn.model` and `mpnn.ssm` written for fast gradients on ragged batches.
 
-The same parameters and the same results; three rewrites save most of the work. W1 is split by
-blocks, so that what depends on a node or a letter is computed per node and gathered; W3 stands
-after the neighbor sum; the radial basis functions are made in tiles that stay in cache and are
-made again for the gradient instead of being stored. Residues in a ragged batch are all complete.
-A network that sees no letters is trained without them: all ranks are 0.
-Shapes: R residues, K neighbors, C hidden, V = 21 letters.
+Parameters and results are the same; three rewrites save most of the work. W1 is split by blocks, so
+that the parts that depend on a node or a residue type are computed per node and gathered; W3 is
+applied after the sum over neighbors; radial basis functions are computed in tiles that stay in
+cache, and recomputed for the gradient instead of being stored. All residues of a ragged batch are
+complete. A one-shot network is trained as it runs: with all ranks 0, it sees no residue types.
+Shapes: R residues, K neighbors, C hidden, V = 21 residue types.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mpnn.ssm import SSM
 from mpnn.training.data import RaggedBatch
 from mpnn.weights import Network
 
-TILE = 512  # edges whose 400 radial features are made at a time: 0.8 MB
+TILE = 512  # edges whose 400 radial features are computed at a time: 0.8 MB
 FAR = 9.0  # in units of RBF_SIGMA: exp(−81) = 7e-36 is normal, and exp is 17 times as fast there
 
 
 class RadialEmbedding(torch.autograd.Function):
-    """rbf(D) @ weight.T without keeping rbf(D)."""
+    """rbf(D) @ weight.T without storing rbf(D)."""
 
     @staticmethod
     def forward(ctx: Any, D: Tensor, weight: Tensor) -> Tensor:
@@ -56,28 +56,28 @@ def _radial(D: Tensor) -> Tensor:
     return z.clamp_(-FAR, FAR).square_().neg_().exp_().flatten(1)
 
 
-def products_in(precision: str, device: str | torch.device) -> torch.autocast:
-    """Within it products are in this precision: float32, or bfloat16."""
-    half = precision == "bfloat16"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)
+def matmul_precision(precision: str, device: str | torch.device) -> torch.autocast:
+    """Within it matmuls run in this precision, float32 or bfloat16."""
+    reduced = precision == "bfloat16"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=reduced)
 
 
 def log_probs(model: Network, batch: RaggedBatch, lengths: Sequence[int]) -> Tensor:
-    """Log-probabilities [R, 21] of the batch's letters under its ranks, as the network sees them.
+    """Log-probabilities [R, 21] of all residue types, given the batch's residues and ranks.
 
     Args:
         model: the network.
         batch: the crops.
-        lengths: residues of each crop; chains end where crops do.
+        lengths: residues of each crop.
     """
     if isinstance(model, SSM):
         number = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         return along_chain(model, batch, number.to(batch.S.device))
-    return decode(model, batch, *encode(model, batch), rank_seen(model, batch))
+    return decode(model, batch, *encode(model, batch), visible_rank(model, batch))
 
 
-def rank_seen(model: ProteinMPNN, batch: RaggedBatch) -> Tensor:
-    """The batch's ranks [R]; all 0, so that nothing is seen, where the network sees no letters."""
+def visible_rank(model: ProteinMPNN, batch: RaggedBatch) -> Tensor:
+    """The batch's ranks [R]; all 0, so that nothing is visible, for a one-shot network."""
     return batch.rank if model.config.autoregressive else torch.zeros_like(batch.rank)
 
 
@@ -105,14 +105,14 @@ def decode(
 ) -> Tensor:
     """Log-probabilities [R, 21] under `rank` [R], from what `encode` returned."""
     R = len(h_V)
-    hidden = rank[batch.E_idx] >= rank[:, None]  # neighbors not decoded yet
-    source = (batch.E_idx + R * hidden).flatten()  # rows 0…R−1 current, R…2R−1 of the encoder
-    letters = model.W_s(batch.S)
+    hidden = rank[batch.E_idx] >= rank[:, None]  # neighbors not yet decoded
+    source = (batch.E_idx + R * hidden).flatten()  # rows 0…R−1 current, R…2R−1 encoder state
+    residues = model.W_s(batch.S)
     encoded = h_V
     for layer in model.decoder_layers:
         assert isinstance(layer, DecoderLayer)
         W_i, W_e, W_s, W_j = layer.W1.weight.chunk(4, 1)
-        current = h_V @ W_j.T + letters @ W_s.T
+        current = h_V @ W_j.T + residues @ W_s.T
         per_node = torch.cat([current, encoded @ W_j.T])
         x = _gathered(h_V @ W_i.T + layer.W1.bias, h_E, W_e, per_node, source)
         h_V = _update_nodes(layer, h_V, x, batch)

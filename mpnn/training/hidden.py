@@ -1,55 +1,58 @@
-"""A student's hidden vectors held against those of its teacher.
+"""The error of a student's hidden states against those of its teacher.
 
-A teacher's distribution tells a student 21 numbers for each residue, its hidden vectors some twenty
-thousand: what every layer makes of every node and edge (Romero et al. 2015, *FitNets*; Jiao et al.
-2020, *TinyBERT*). Where both are equally wide they are compared as they are, else through a linear
-map of each state that begins at ridge regression, is trained along and thrown away. Maps that began
-at random would ask a trained student to unlearn what it knows. A student with fewer layers
-follows those of the teacher that lie at the end of each of its equal parts; one that sees no
-letters can know no more than the mean of what the teacher's decoder makes of them. What it is worth
-stands in `mpnn/checkpoints/README.md`.
-Shapes: R residues, K neighbors, C hidden of the student, D of the teacher.
+A teacher's distribution is 21 numbers for each residue; its hidden states, the outputs of every
+layer for every node and edge, are some twenty thousand (Romero et al. 2015, *FitNets*; Jiao et al.
+2020, *TinyBERT*). Student and teacher must have the same layers and width, not the same neighbors;
+a one-shot student can at best learn the mean of the states of its teacher's decoder.
+Shapes: R residues, K neighbors, C hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpnn.errors import InputError
 from mpnn.model import EncoderLayer, ProteinMPNN
 
-NODES, EDGES = "norm2", "norm3"  # the last LayerNorms that nodes and edges pass in a layer
-RIDGE = 1e-2  # of fitted maps, in units of the mean variance of a student's state
+NODES, EDGES = "norm2", "norm3"  # the last LayerNorms of nodes and edges in a layer
 
 
-class HiddenMatch(nn.Module):
-    """Which of a student's states follow which of its teacher's, and the maps between them.
+class HiddenMatch:
+    """Records the states of student and teacher in a forward pass, and compares them.
 
-    A state is what a layer makes of the nodes [R, C] or of the edges [R, K, C].
+    A state is the output of a layer for the nodes [R, C] or for the edges [R, K, C].
     """
 
     def __init__(self, student: ProteinMPNN, teacher: ProteinMPNN) -> None:
-        super().__init__()
-        self.pairs = {name: _followed(name, student, teacher) for name in _names(student)}
-        C, D = student.config.hidden_dim, teacher.config.hidden_dim
-        maps = {_key(name): nn.Linear(C, D) for name in self.pairs if C != D}
-        self.maps = nn.ModuleDict(maps)
-        self._networks = student, teacher  # in a tuple: their parameters are not ours
+        """Takes the two networks.
+
+        Raises:
+            InputError: they differ in layers or width.
+        """
+        if differing_tensors(student, teacher):
+            raise InputError(
+                "hidden_weight above 0 compares student and teacher layer by layer, but they "
+                f"differ in layers or width: {student.config}, {teacher.config}; set "
+                "hidden_weight = 0"
+            )
+        self.names = _state_names(student)
+        self._networks = student, teacher
         self._states: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within it the states of both are kept, those of their last pass."""
-        hooks = []
-        followed = self.pairs, self.pairs.values()
-        for network, states, names in zip(self._networks, self._states, followed, strict=True):
-            for name in names:
-                keep = _keeper(states, name)
-                hooks.append(network.get_submodule(name).register_forward_hook(keep))
+    def recording(self) -> Iterator[None]:
+        """Within it the states of the last pass of both networks are recorded."""
+        hooks = [
+            network.get_submodule(name).register_forward_hook(partial(_record, states, name))
+            for network, states in zip(self._networks, self._states, strict=True)
+            for name in self.names
+        ]
         try:
             yield
         finally:
@@ -57,85 +60,50 @@ class HiddenMatch(nn.Module):
                 hook.remove()
 
     def error(self, mask: Tensor) -> Tensor:
-        """Mean squared error, in units of the variance of the teacher's state, mean over states.
+        """Mean squared error in units of the variance of the teacher's state, mean over states.
 
-        1 where the student knows the mean alone. Both must have been listened to over the same
-        residues; their states are let go of.
+        A student that outputs the mean of each state has an error of 1. Both networks must have
+        been recorded on the same residues; the recorded states are dropped.
 
         Args:
-            mask: [R, K] of the student's neighbors; the nearer ones are the teacher's too.
+            mask: [R, K] of the student's neighbors; the nearest ones are the teacher's too.
         """
         errors = []
-        for name, s, t in self._compared(mask):
-            if name in self.maps:
-                s = self.maps[name](s)
-            errors.append((s - t).square().mean(dtype=torch.float32) / _variance(t))
-        return torch.stack(errors).mean()
-
-    @torch.no_grad()
-    def fit(self, mask: Tensor) -> None:
-        """Sets the maps, which must be there, by ridge regression; mask and states as in `error`.
-
-        `RIDGE` keeps weights small in the directions in which the student hardly varies yet.
-        """
-        for name, *states in self._compared(mask):
-            linear = self.maps[name]
-            assert isinstance(linear, nn.Linear)
-            s, t = (x.float() for x in states)
-            mean = s.mean(0)
-            s = s - mean
-            gram = s.T @ s
-            gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-            weight = torch.linalg.solve(gram, s.T @ t)
-            linear.weight.copy_(weight.T)
-            linear.bias.copy_(t.mean(0) - mean @ weight)
-
-    def _compared(self, mask: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Key, rows of a state and rows of what it follows: nodes, or edges that both have."""
-        ours, theirs = self._states
-        for name, followed in self.pairs.items():
-            s, t = ours[name], theirs[followed]
+        for name in self.names:
+            s, t = (states.pop(name) for states in self._states)
             if name.endswith(EDGES):
                 s, t, real = (x[:, : min(s.shape[1], t.shape[1])] for x in (s, t, mask > 0))
                 if not real.all():  # few crops are so short
                     s, t = s[real], t[real]
-            yield _key(name), s.flatten(0, -2), t.flatten(0, -2)
-        ours.clear()
-        theirs.clear()
+            s, t = s.flatten(0, -2), t.flatten(0, -2)
+            errors.append((s - t).square().mean(dtype=torch.float32) / _variance(t))
+        return torch.stack(errors).mean()
+
+
+def differing_tensors(a: nn.Module, b: nn.Module) -> list[str]:
+    """Names of the weights that differ in shape, or that one of two networks lacks."""
+    ours, theirs = ({n: t.shape for n, t in m.state_dict().items()} for m in (a, b))
+    return [n for n in sorted(ours.keys() | theirs.keys()) if ours.get(n) != theirs.get(n)]
 
 
 def _variance(x: Tensor) -> Tensor:
-    """Mean over columns of their variance over rows, in a tenth of the time that var takes."""
+    """Mean over columns of their variance over rows; ten times as fast as Tensor.var."""
     mean = x.mean(0, dtype=torch.float32)
     return x.square().mean(dtype=torch.float32) - mean.square().mean()
 
 
-def _keeper(states: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-    """A hook that puts a module's output into `states`."""
-
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        states[name] = output
-
-    return keep
+def _record(
+    states: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor
+) -> None:
+    """A forward hook that stores a module's output in `states`."""
+    states[name] = output
 
 
-def _key(name: str) -> str:
-    """Parameter names have dots, names in a ModuleDict have none."""
-    return name.replace(".", "_")
-
-
-def _names(model: ProteinMPNN) -> list[str]:
-    """Parameter names of the modules whose outputs are states."""
+def _state_names(model: ProteinMPNN) -> list[str]:
+    """Names of the modules whose outputs are states."""
     return [
         f"{part}.{i}.{norm}"
         for part in ("encoder_layers", "decoder_layers")
         for i, layer in enumerate(model.get_submodule(part).children())
         for norm in ((NODES, EDGES) if isinstance(layer, EncoderLayer) else (NODES,))
     ]
-
-
-def _followed(name: str, student: ProteinMPNN, teacher: ProteinMPNN) -> str:
-    """The teacher's state that the student's state `name` follows."""
-    part, i, norm = name.split(".")
-    n, N = (len(list(m.get_submodule(part).children())) for m in (student, teacher))
-    return f"{part}.{-(-(int(i) + 1) * N // n) - 1}.{norm}"

@@ -6,40 +6,35 @@ import dataclasses
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from mpnn.errors import InputError
 from mpnn.files import log_console
-from mpnn.training.run import Progress, train_together
+from mpnn.training.run import Progress
+from mpnn.training.run import train as train_network
 from mpnn.training.settings import TrainConfig
 
 
-def train(paths: Sequence[str], changes: Sequence[str], distill: bool) -> None:
-    """Runs, or goes on with, the trainings that settings files describe, in lockstep if several.
+def train(path: str, changes: Sequence[str], distill: bool) -> None:
+    """Begins or resumes the training that a settings file describes.
 
     Args:
-        paths: TOML files with fields of `TrainConfig`.
-        changes: NAME=VALUE, each in place of the files'.
-        distill: whether a teacher must be, or must not be, among the settings.
+        path: TOML file with fields of `TrainConfig`.
+        changes: NAME=VALUE, each replacing a setting of the file.
+        distill: whether the settings must name a teacher, or must not.
 
     Raises:
         InputError: a setting is unknown, missing or of the wrong type; see
-            `mpnn.training.train_together`.
+            `mpnn.training.train`.
     """
-    configs = [read_config(path, changes) for path in paths]
-    for path, config in zip(paths, configs, strict=True):
-        if distill != (config.teacher is not None):
-            wanted = "distill needs a teacher" if distill else "a teacher is for mpnn distill"
-            raise InputError(f"{path}: {wanted}; its setting is {config.teacher!r}")
+    config = read_config(path, changes)
+    if distill != (config.teacher is not None):
+        rule = "mpnn distill needs a teacher" if distill else "mpnn train takes no teacher"
+        other = "mpnn train" if distill else "mpnn distill"
+        raise InputError(f"{path}: teacher is {config.teacher!r}, and {rule}; use {other}")
     console = log_console()
-
-    def tell(config: TrainConfig, progress: Progress) -> None:
-        name = f"{config.weights}  " if len(configs) > 1 else ""
-        console.print(name + _line(progress))
-
-    train_together(configs, tell)
-    for config in configs:
-        console.print(f"{config.steps} steps done -> {config.weights}")
+    train_network(config, lambda progress: console.print(_line(progress)))
+    console.print(f"{config.steps} steps done -> {config.weights}")
 
 
 def read_config(path: str, changes: Sequence[str] = ()) -> TrainConfig:
@@ -51,7 +46,7 @@ def read_config(path: str, changes: Sequence[str] = ()) -> TrainConfig:
     try:
         settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: settings in TOML are needed ({error})") from error
+        raise InputError(f"{path}: cannot be read as a TOML file of settings ({error})") from error
     for change in changes:
         name, separator, value = change.partition("=")
         if not separator:
@@ -62,7 +57,7 @@ def read_config(path: str, changes: Sequence[str] = ()) -> TrainConfig:
 
 
 def _value(text: str) -> Any:
-    """A TOML value; what is none is a string, so that quotes can be left out."""
+    """A TOML value; other text is a string, so that quotes can be left out."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -72,32 +67,34 @@ def _value(text: str) -> Any:
 def _check_settings(path: str, settings: dict[str, Any]) -> None:
     types = get_type_hints(TrainConfig)
     if unknown := sorted(set(settings) - set(types)):
-        raise InputError(f"{path}: no setting {', '.join(unknown)}; there are {', '.join(types)}")
+        raise InputError(
+            f"{path}: unknown settings {', '.join(unknown)}; known are {', '.join(types)}"
+        )
     required = [f.name for f in dataclasses.fields(TrainConfig) if f.default is dataclasses.MISSING]
     if missing := [name for name in required if name not in settings]:
         raise InputError(f"{path}: settings {', '.join(missing)} are missing")
     for name, value in settings.items():
-        allowed = tuple(
-            get_origin(kind) or kind for kind in get_args(types[name]) or (types[name],)
-        )
+        allowed = get_args(types[name]) or (types[name],)
         if float in allowed and type(value) is int and abs(value) < 2**53:
             settings[name] = value = float(value)
         if isinstance(value, bool) or not isinstance(value, allowed):
-            kinds = " or ".join(kind.__name__ for kind in allowed)
-            raise InputError(f"{path}: {name} is {value!r}; {kinds} is needed")
+            kind = allowed[0].__name__
+            raise InputError(f"{path}: {name} is {value!r}; it must be of type {kind}")
 
 
 def _line(progress: Progress) -> str:
-    kept_aside = progress.validation
-    curve = (
-        f"  validation perplexity {kept_aside.perplexity:.2f} accuracy {kept_aside.accuracy:.1%}"
-        if kept_aside
-        else ""
-    )
-    hidden = f"hidden error {progress.hidden_error:.3f}  " if progress.hidden_error else ""
-    return (
-        f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  "
-        f"perplexity {progress.perplexity:.2f}  accuracy {progress.accuracy:.1%}  {hidden}"
-        f"{progress.residues_per_second:.0f} residues/s  "
-        f"{progress.seconds_left / 60:.0f} min left{curve}"
-    )
+    """One line of the log."""
+    p, held_out = progress, progress.validation
+    parts = [
+        f"step {p.step}/{p.steps}",
+        f"loss {p.loss:.3f}",
+        f"perplexity {p.perplexity:.2f}",
+        f"accuracy {p.accuracy:.1%}",
+        f"hidden error {p.hidden_error:.3f}" if p.hidden_error else "",
+        f"{p.residues_per_second:.0f} residues/s",
+        f"{p.seconds_left / 60:.0f} min left",
+    ]
+    if held_out:
+        figures = f"perplexity {held_out.perplexity:.2f} accuracy {held_out.accuracy:.1%}"
+        parts.append(f"validation {figures}")
+    return "  ".join(filter(None, parts))

@@ -1,38 +1,44 @@
-"""The settings of a run, what they may be, and the learning rate that follows from them."""
+"""The settings of a training run, their allowed values, and the learning-rate schedule."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from mpnn.config import ARCHITECTURES, SSMConfig
 from mpnn.download import PUBLISHED
 from mpnn.errors import InputError
-from mpnn.training.data import DrawConfig
+from mpnn.training.data import CropConfig
 
 MAY_CHANGE = (
     *("data", "weights", "state", "targets", "device", "precision"),  # where and how it runs
     *("steps", "decay_steps", "tokens", "micro_tokens", "save_every", "report_every"),
-    *("validation", "validate_every"),  # measured, never learnt from
+    *("validation", "validate_every"),  # measured, never trained on
 )
 """Settings that may differ when a run is resumed, as long as chains and targets are the same."""
 
-TOGETHER = (
-    *("data", "seed", "noise", "max_length", "tokens", "micro_tokens"),  # the crops
-    *("teacher", "mutations", "teacher_sees"),  # the answers
-    *("targets", "teacher_orders", "teacher_rounds"),
-    *("device", "precision"),
+OWN_WEIGHTS_ONLY = (
+    "a run begins with random weights, or with .safetensors weights trained by this package"
 )
-"""Settings in which runs in lockstep agree."""
-
-OWN_WEIGHTS_ONLY = "a run begins with random weights or with .safetensors that were trained here"
-PRECISIONS = ("float32", "bfloat16")
-OPTIMIZERS = ("adamw", "muon")
-LETTERS = ("shown", "native")
+CHOICES: Mapping[str, Collection[str]] = {
+    "architecture": ARCHITECTURES,
+    "precision": ("float32", "bfloat16"),
+    "optimizer": ("adamw", "muon"),
+    "teacher_sees": ("shown", "native"),
+}
+MOST = sys.float_info.max
+RANGES = {
+    **dict.fromkeys(("steps", "tokens", "micro_tokens", "max_length"), (1, MOST)),
+    **dict.fromkeys(("teacher_orders", "teacher_rounds"), (1, MOST)),
+    **dict.fromkeys(("save_every", "report_every", "validate_every"), (1, MOST)),
+    **dict.fromkeys(("warmup_steps", "decay_steps"), (0, MOST)),
+    **dict.fromkeys(("learning_rate", "noise", "hidden_weight"), (0, MOST)),
+    **dict.fromkeys(("teacher_weight", "mutations"), (0, 1)),
+    "seed": (0, 2**63 - 1),
+}
+"""Lowest and highest value of each numeric setting."""
 
 
 @dataclass(frozen=True)
@@ -40,182 +46,103 @@ class TrainConfig:
     """One training run.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of its range, or two settings exclude each other.
     """
 
     data: str  # .npz of training chains, see mpnn.datasets
     weights: str  # .safetensors file for the trained weights
-    state: str  # file that keeps the run's state
+    state: str  # file with the run's state, from which it resumes
     architecture: str = "minimal"  # a name in ARCHITECTURES
     steps: int = 10_000
     warmup_steps: int = 200
     decay_steps: int = 2_000  # the last steps, in which the learning rate falls to 0
     learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    optimizer: str = "adamw"  # of the matrices of layers, adamw or muon; the rest is AdamW's
+    optimizer: str = "adamw"  # for the matrices of layers, adamw or muon; AdamW for the rest
     tokens: int = 512  # residues of a step, at most
-    micro_tokens: int = 256  # residues that pass through the network at once
+    micro_tokens: int = 256  # residues in one forward and backward pass
     max_length: int = 256  # residues of a crop
-    noise: float = 0.02  # Å on every coordinate
-    neighbors_shown: float = 1.0  # share of a residue's neighbors that a step shows it, by lot
-    label_smoothing: float = 0.0
-    begin_from: str | list[str] | None = None  # weights trained here, or several, for their mean
-    teacher: str | None = None  # name or path of weights; None: the native letters alone
+    noise: float = 0.02  # Å, standard deviation on every coordinate
+    begin_from: str | None = None  # weights trained by this package; None: random weights
+    teacher: str | None = None  # name or path of weights; None: no distillation
     teacher_weight: float = 0.7  # share of the teacher's distribution in the target
-    teacher_orders: int = 2  # decoding orders of each chain, of kept answers
-    teacher_rounds: int = 1  # rounds over all clusters in which chains are new
-    targets: str | None = None  # folder that keeps the teacher's answers; None: asked each time
-    mutations: float = 0.0  # share of letters that are replaced by draws from the teacher's answers
-    teacher_sees: str = "shown"  # letters as the student is shown them, or native ones
-    hidden_weight: float = 0.0  # of hidden vectors unlike a teacher's that is asked each time
+    teacher_orders: int = 2  # decoding orders of each chain in cached teacher outputs
+    teacher_rounds: int = 1  # rounds over all clusters before chains repeat (cached outputs only)
+    targets: str | None = None  # folder of cached teacher outputs; None: online teacher
+    mutations: float = 0.0  # share of residues replaced by samples from the teacher
+    teacher_sees: str = "shown"  # residues as the student sees them, or the native ones
+    hidden_weight: float = 0.0  # weight of the hidden-state error against an online teacher
     seed: int = 0
     device: str = "cpu"
-    precision: str = "float32"  # of products: float32, or bfloat16 where the machine is fast at it
+    precision: str = "float32"  # of matmuls; bfloat16 where the machine is fast at it
     save_every: int = 200  # steps
     report_every: int = 20  # steps
-    validation: str | None = None  # .npz of chains kept aside, on which the curve is measured
+    validation: str | None = None  # .npz of held-out chains, on which the curve is measured
     validate_every: int = 500  # steps
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        if not self.weights.endswith(".safetensors"):
-            raise InputError(f"{self.weights}: trained weights are written as .safetensors")
-        self._check_numbers()
-        if self.seed >= 2**63:
-            raise InputError(f"seed must be below 2^63, not {self.seed}")
-        if self.decay_steps > self.steps:
-            raise InputError(
-                f"decay_steps is {self.decay_steps}, of {self.steps} steps: the learning rate is "
-                "never reached; give as many steps or more, or a shorter decay"
-            )
-        self._check_teacher()
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                limits = f"at least {low}" if high == MOST else f"from {low} to {high}"
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {limits}, finite")
+        for message, broken in (self._file_rules() | self._teacher_rules()).items():
+            if broken:
+                raise InputError(message)
 
-    def _check_numbers(self) -> None:
-        for name in (
-            *("steps", "tokens", "micro_tokens", "max_length", "teacher_orders", "teacher_rounds"),
-            *("save_every", "report_every", "validate_every"),
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup_steps", "decay_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay", "noise", "hidden_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("label_smoothing", "teacher_weight", "mutations"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        if not 0 < self.neighbors_shown <= 1:
-            raise InputError(
-                f"neighbors_shown must lie above 0 and be 1 at most, not {self.neighbors_shown}"
-            )
+    def _file_rules(self) -> dict[str, bool]:
+        """Whether each rule for files and steps is broken, by its message."""
+        return {
+            f"weights is {self.weights}; weights are written as .safetensors": (
+                not self.weights.endswith(".safetensors")
+            ),
+            f"begin_from is {self.begin_from}, published weights: {OWN_WEIGHTS_ONLY}": (
+                self.begin_from in PUBLISHED
+            ),
+            f"decay_steps is {self.decay_steps}, more than the {self.steps} steps of a run; raise "
+            "steps or lower decay_steps": self.decay_steps > self.steps,
+        }
 
-    def _check_choices(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(
-                f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
-            )
-        for name, known in (
-            ("precision", PRECISIONS),
-            ("optimizer", OPTIMIZERS),
-            ("teacher_sees", LETTERS),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {' or '.join(known)}, not {getattr(self, name)!r}")
-        if self.begin_from == []:
-            raise InputError("begin_from names no weights; leave it out for random ones")
-        for name in self.origins:
-            if not isinstance(name, str):
-                raise InputError(f"begin_from names weights, not {name!r}")
-            if name in PUBLISHED:
-                raise InputError(f"begin_from is {name}: {OWN_WEIGHTS_ONLY}")
-
-    def _check_teacher(self) -> None:
-        of_kept = self.teacher_orders, self.teacher_rounds
+    def _teacher_rules(self) -> dict[str, bool]:
+        """Whether each rule for the teacher's settings is broken, by its message."""
+        online = self.teacher is not None and self.targets is None
+        of_cache = self.teacher_orders, self.teacher_rounds
         defaults = TrainConfig.teacher_orders, TrainConfig.teacher_rounds
-        if self.targets is None and of_kept != defaults:
-            raise InputError("teacher_orders, teacher_rounds are of kept answers: give `targets`")
-        if self.teacher_sees == "native" and not self.mutations:
-            raise InputError(
-                "teacher_sees is native: mutations must be above 0, for else no letter is replaced"
-            )
-        kept = self.targets is not None
-        if self.hidden_weight and (self.teacher is None or kept):
-            raise InputError(
-                "hidden_weight above 0 needs a teacher that is asked each time, without `targets`"
-            )
-        if self.hidden_weight and self.neighbors_shown < 1:
-            raise InputError(
-                "hidden_weight above 0 needs neighbors_shown = 1: hidden vectors of edges are "
-                "compared neighbor by neighbor"
-            )
-        if self.mutations and self.teacher is None:
-            raise InputError("mutations above 0 needs a teacher, from whose answers they are drawn")
-        if self.mutations and kept and self.teacher_sees == "shown":
-            raise InputError(
-                "mutations above 0 with kept answers, which are for native letters, needs "
-                'teacher_sees = "native"; or leave `targets` out'
-            )
-        if self.hidden_weight and isinstance(ARCHITECTURES[self.architecture], SSMConfig):
-            raise InputError(
-                f"hidden_weight must be 0 for {self.architecture}, whose layers are of another "
-                "kind than its teacher's"
-            )
-
-    def validates(self, step: int) -> bool:
-        """Whether the curve has a point after this step: at intervals, and in the end."""
-        return step % self.validate_every == 0 or step == self.steps
+        state_space = isinstance(ARCHITECTURES[self.architecture], SSMConfig)
+        return {
+            "teacher_orders and teacher_rounds apply to cached teacher outputs; set targets to "
+            "their folder": self.targets is None and of_cache != defaults,
+            'teacher_sees = "native" has no effect while mutations = 0': (
+                self.teacher_sees == "native" and not self.mutations
+            ),
+            "hidden_weight above 0 needs an online teacher; set teacher and leave targets out": (
+                self.hidden_weight > 0 and not online
+            ),
+            "mutations above 0 needs a teacher, from which replacements are sampled": (
+                self.mutations > 0 and self.teacher is None
+            ),
+            "cached teacher outputs are computed from native residues; with mutations above 0 set "
+            'teacher_sees = "native", or leave targets out': (
+                self.mutations > 0 and not online and self.teacher_sees == "shown"
+            ),
+            f"hidden_weight must be 0 for {self.architecture}: its layers do not correspond to "
+            "those of its teacher": self.hidden_weight > 0 and state_space,
+        }
 
     @property
-    def origins(self) -> list[str]:
-        """Names or paths of the weights that a run begins from; none: it begins at random."""
-        if self.begin_from is None:
-            return []
-        return [self.begin_from] if isinstance(self.begin_from, str) else self.begin_from
-
-    @property
-    def draws(self) -> DrawConfig:
-        """How this run draws its crops."""
+    def crops(self) -> CropConfig:
+        """How this run samples its crops."""
         if self.teacher is None or self.targets is None:
-            return DrawConfig(self.seed, self.noise, self.max_length)
+            return CropConfig(self.seed, self.noise, self.max_length)
         limits = self.teacher_orders, self.teacher_rounds
-        return DrawConfig(self.seed, self.noise, self.max_length, *limits)
-
-
-def check_together(configs: Sequence[TrainConfig]) -> None:
-    """Refuses runs that cannot be in lockstep.
-
-    Raises:
-        InputError: they differ in a setting of `TOGETHER`, a file is to be written twice, or one
-            begins from, or is taught by, what another is to write.
-    """
-    first = configs[0]
-    for other in configs[1:]:
-        for name in TOGETHER:
-            if getattr(first, name) != getattr(other, name):
-                raise InputError(
-                    f"{first.weights} and {other.weights} cannot be trained together: {name} is "
-                    f"{getattr(first, name)!r} and {getattr(other, name)!r}"
-                )
-    written = [Path(name).resolve() for c in configs for name in (c.weights, c.state)]
-    for path, times in Counter(written).items():
-        if times > 1:
-            raise InputError(f"{path}: two runs, or weights and state of one, are to be this file")
-    for config, other in itertools.permutations(configs, 2):
-        needed = [("begin_from", place) for place in config.origins]
-        if config.teacher is not None:
-            needed.append(("teacher", config.teacher))
-        for name, place in needed:
-            if Path(place).resolve() == Path(other.weights).resolve():
-                raise InputError(
-                    f"{config.weights}: its {name} {place} is still to be written; "
-                    "let that run end first, and start this one then"
-                )
+        return CropConfig(self.seed, self.noise, self.max_length, *limits)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then stable, then 1 − √ of the share of the decay that is over."""
+    """Learning rate of a step: linear warm-up, constant, then 1 − √(share of the decay done)."""
     rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
     over = (step - (config.steps - config.decay_steps)) / max(1, config.decay_steps)
     return config.learning_rate * rise * (1 - math.sqrt(min(1.0, max(0.0, over))))

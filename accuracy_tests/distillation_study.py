@@ -37,8 +37,8 @@ from mpnn.datasets import find_data
 from mpnn.errors import InputError
 from mpnn.output import write_whole
 from mpnn.recovery import compare, summarize
-from mpnn.regression.hardware import this_machine
-from mpnn.regression.recovery_table import ARMS
+from mpnn.regression.machine import this_machine
+from mpnn.studies.tables import ARMS
 from mpnn.training import TrainConfig, train
 from mpnn.training.data import TrainingChains, draw
 from mpnn.training.distillation import Teacher

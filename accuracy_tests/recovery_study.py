@@ -22,7 +22,7 @@ from mpnn.model import ProteinMPNN
 from mpnn.networks import engine_for
 from mpnn.output import write_whole
 from mpnn.recovery import compare, measure, summarize
-from mpnn.regression.recovery_table import stored_recovery
+from mpnn.studies.tables import stored_recovery
 from mpnn.ts50 import ts50
 from mpnn.weights import load_weights, shipped
 

@@ -10,7 +10,7 @@ from test_training import TINY, write_chains
 
 from mpnn.config import ARCHITECTURES
 from mpnn.errors import InputError
-from mpnn.regression.recovery_table import ARMS, DISTILLATION, distillation_markdown
+from mpnn.studies.tables import ARMS, DISTILLATION, distillation_markdown
 from mpnn.training.distillation import Teacher
 from mpnn.weights import formula_weights, load_checkpoint, save_checkpoint
 

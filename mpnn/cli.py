@@ -112,16 +112,21 @@ def report(
     runs: Annotated[str, typer.Argument(help="Folder of the stored runs.")] = "baselines",
     out: Annotated[str, typer.Option(help="The page to write.")] = "report.html",
     readme: Annotated[
-        str | None, typer.Option(help="A README whose table of claims is to be renewed as well.")
+        str | None, typer.Option(help="A README whose ten rows are to be renewed as well.")
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option(help="Write every table to this Markdown file as well.")
     ] = None,
 ) -> None:
     """Write claims, measurements and verdicts of the stored runs as one HTML page."""
     with _user_errors():
-        from mpnn.regression.report import renew_readme, write_html
+        from mpnn.regression.page import write_html
+        from mpnn.regression.report import renew_readme, renew_results
 
-        if readme is not None:
-            renewed = renew_readme(Path(runs), Path(readme))
-            typer.echo(f"{readme}: {'renewed' if renewed else 'is up to date'}")
+        for path, renew in ((readme, renew_readme), (results, renew_results)):
+            if path is not None:
+                renewed = renew(Path(runs), Path(path))
+                typer.echo(f"{path}: {'renewed' if renewed else 'is up to date'}")
         write_html(Path(runs), Path(out))
         typer.echo(out)
 

@@ -1,15 +1,15 @@
-"""A working tree against a commit, on a made-up package whose only claim spins for a while."""
+"""A working tree against a commit, on a synthetic package whose claims spin for a while."""
 
 import math
 import random
 import shutil
 
 import pytest
-from toys import Project
 
 from mpnn.errors import InputError
 from mpnn.regression import against
-from mpnn.regression.timing import Verdict
+from mpnn.regression.verdict import Verdict
+from mpnn.studies.project import Project
 
 PYPROJECT = '[project]\nname = "mpnn"\nversion = "0"\ndependencies = []\n'
 CLAIMS = """
@@ -35,7 +35,7 @@ def accuracy(claim, timing):
 
 @pytest.fixture
 def project(tmp_path):
-    """A repository with a made-up `mpnn`, committed once."""
+    """A repository with a synthetic `mpnn`, committed once."""
     project = Project.make(tmp_path / "project")
     package = project.root / "mpnn" / "regression"
     package.mkdir(parents=True)
@@ -50,8 +50,8 @@ def project(tmp_path):
 
 
 def times(shift, seed, pairs=10, noise=0.02):
-    lot = random.Random(seed)
-    return [{"a": 0.01 * math.exp(shift + lot.gauss(0, noise))} for _ in range(pairs)]
+    noises = random.Random(seed)
+    return [{"a": 0.01 * math.exp(shift + noises.gauss(0, noise))} for _ in range(pairs)]
 
 
 def test_same_tree_holds():
@@ -91,7 +91,7 @@ def test_processes_alternate():
 def test_gone_and_incomparable_claims_are_reasons():
     """A claim that the head lost, and two trees without a common claim, are each red."""
     said = against.problems({"a": 1.0, "b": 1.0}, {"a": 1.0}, [against.Difference("a", 0, 0, 0)])
-    assert said == ["b: is a claim of the base and gone in the head"]
+    assert said == ["b: is a claim of the base that the head lacks"]
     assert "nothing was compared" in against.problems({}, {"a": 1.0}, [])[0]
     wide = against.Difference("a", 0, -1, 1)
     assert "1 of 1 claims are undecided" in against.problems({"a": 1.0}, {"a": 1.0}, [wide])[0]

@@ -22,9 +22,9 @@ from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.errors import InputError
 from mpnn.optimizations import ENGINES, load_engine, reference
 from mpnn.regression import claims, workloads
-from mpnn.regression.gate import NOT_RECORDED, Gate
-from mpnn.regression.process import PINNED
-from mpnn.regression.timing import Rule
+from mpnn.regression.machine import PINNED
+from mpnn.regression.session import Session
+from mpnn.regression.verdict import Rule, Verdict
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
 
@@ -93,15 +93,15 @@ def test_example_row_is_judged(engine, monkeypatch):
     assert f"`{PATH}`" in EXAMPLE
     assert CLAIM.id not in claims.BY_ID
     assert not claims.not_measured_here(CLAIM)
-    rule = Rule(pairs=7, looks=1, alpha_fail=1 / 128, alpha_pass=1 / 128, shortest_leg=1e-3)
+    rule = Rule(pairs=7, looks=1, alpha_fail=1 / 128, alpha_pass=1 / 128, shortest_run=1e-3)
     seconds = iter(range(10_000))
-    gate = Gate(stored=None, portable={})
-    timing = gate.time(CLAIM.id, *workloads.sides(CLAIM), rule, 0, lambda: next(seconds))
-    row = gate.row(CLAIM.id, timing, rule, workloads.accuracy(CLAIM, timing))
-    assert row["accuracy"]["passed"]
-    assert row["accuracy"]["text"].startswith("equal")
-    assert row["verdict"] == NOT_RECORDED
-    assert workloads.about(CLAIM, {})["engine"] == engine
+    session = Session(stored=None, portable={})
+    timing = session.time(CLAIM.id, *workloads.sides(CLAIM), rule, 0, lambda: next(seconds))
+    row = session.row(CLAIM.id, timing, rule, workloads.accuracy(CLAIM, timing))
+    assert row.accuracy.passed
+    assert row.accuracy.text.startswith("equal")
+    assert row.verdict is Verdict.NOT_RECORDED
+    assert workloads.about(CLAIM)["engine"] == engine
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
-"""The exact engine's bound, and where a job's time goes.
+"""The matmuls of a job alone, which bound the exact engine, and where a job's time goes.
 
-The bound is its matrix products alone, with nothing between them. Whatever else a job does comes on
-top, so its fraction of this bound says how much of its time is arithmetic that no exact engine
-avoids, and the parts say what the rest is.
+Everything else that a job does comes on top of its matmuls, so its fraction of this bound says how
+much of its time is arithmetic that no exact engine avoids, and the parts say what the rest is.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -22,13 +22,11 @@ from mpnn.optimizations.exact.blocks import Affine
 from mpnn.optimizations.exact.encoder import TILE
 from mpnn.optimizations.exact.ragged import tiles
 from mpnn.optimizations.exact.workers import Buffers, Workers
-from mpnn.regression.roofline import least_seconds
-from mpnn.regression.timing import median
 
 T = TypeVar("T")
 
 PARTS = {
-    "products": (
+    "matmuls": (
         "mkldnn::_linear_pointwise",
         "aten::addmm",
         "aten::addmm_",
@@ -40,17 +38,17 @@ PARTS = {
     "gathers": ("aten::index_select", "aten::index", "aten::_index_put_impl_", "aten::gather"),
     "exp": ("aten::exp_",),
 }
-"""Operations of the exact engine by what they are for; products with the GELU fused into them."""
+"""Operations of the exact engine by kind; matmuls include a GELU that is fused into them."""
 
 OTHER, BETWEEN = "other operations", "between operations"
 
 BEST_OF = 4
-"""Runs of which the fastest counts: the first also makes the buffers."""
+"""Runs of which the fastest counts: the first also allocates the buffers."""
 
 
 @dataclass(frozen=True)
-class Product:
-    """`times` products of [rows, inner] with [inner, columns]."""
+class Matmul:
+    """`times` matmuls of [rows, inner] with [inner, columns]."""
 
     rows: int
     inner: int
@@ -63,34 +61,34 @@ class Product:
         return self.rows * self.inner * self.columns * self.times
 
 
-def exact_products(config: ModelConfig, length: int, samples: int) -> list[Product]:
-    """What is left after the exact rewrites: one encoding, and `samples` decodings.
+def exact_matmuls(config: ModelConfig, length: int, samples: int) -> list[Matmul]:
+    """The matmuls left after the exact rewrites: one encoding, and `samples` decodings.
 
-    Scoring takes the same products as sampling does.
+    Scoring takes the same matmuls as sampling.
     """
     C, K = config.hidden_dim, min(config.k_neighbors, length)
     edges, decoder = length * K, config.num_decoder_layers
     node = [(C, C), (C, C), (C, C), (C, FEED_FORWARD * C), (FEED_FORWARD * C, C)]  # A, V, W3, …
     return [
-        Product(edges, len(ATOM_PAIRS) * NUM_RBF, C),
-        Product(edges, C, C, 1 + 5 * config.num_encoder_layers + decoder),
-        *(Product(length, i, o, config.num_encoder_layers) for i, o in (*node, (C, C), (C, C))),
-        Product(samples * edges, C, C, decoder),
-        *(Product(samples * length, i, o, decoder) for i, o in node),
-        Product(samples * length, C, NUM_LETTERS),
+        Matmul(edges, len(ATOM_PAIRS) * NUM_RBF, C),
+        Matmul(edges, C, C, 1 + 5 * config.num_encoder_layers + decoder),
+        *(Matmul(length, i, o, config.num_encoder_layers) for i, o in (*node, (C, C), (C, C))),
+        Matmul(samples * edges, C, C, decoder),
+        *(Matmul(samples * length, i, o, decoder) for i, o in node),
+        Matmul(samples * length, C, NUM_LETTERS),
     ]
 
 
-def multiply_adds(products: list[Product]) -> int:
-    """Multiply-adds of all products."""
-    return sum(product.multiply_adds for product in products)
+def multiply_adds(matmuls: list[Matmul]) -> int:
+    """Multiply-adds of all matmuls."""
+    return sum(matmul.multiply_adds for matmul in matmuls)
 
 
-class ProductsAlone:
-    """Runs products as the engine does: by tiles, on its threads, in memory that stays in cache."""
+class MatmulsAlone:
+    """Runs matmuls as the engine does: by tiles, on its threads, in memory that stays in cache."""
 
-    def __init__(self, products: list[Product], k: int, threads: int) -> None:
-        self.products, self.rows = products, TILE * k
+    def __init__(self, matmuls: list[Matmul], k: int, threads: int) -> None:
+        self.matmuls, self.rows = matmuls, TILE * k
         self.workers = Workers(torch.device("cpu"), threads)
         self.buffers = Buffers(torch.device("cpu"), torch.float32)
 
@@ -101,22 +99,21 @@ class ProductsAlone:
         return time.perf_counter() - start
 
     def _all(self) -> None:
-        for product in self.products:
-            affine = Affine(torch.zeros(product.columns, product.inner))
+        for matmul in self.matmuls:
+            affine = Affine(torch.zeros(matmul.columns, matmul.inner))
 
-            def tile(rows: slice, affine: Affine = affine, product: Product = product) -> None:
-                x = self.buffers.get("x", rows.stop - rows.start, product.inner)
-                affine(x)
+            def tile(rows: slice, affine: Affine = affine, inner: int = matmul.inner) -> None:
+                affine(self.buffers.get("x", rows.stop - rows.start, inner))
 
-            self.workers.map(tile, tiles(product.rows, self.rows) * product.times)
+            self.workers.map(tile, tiles(matmul.rows, self.rows) * matmul.times)
 
 
 def bound(config: ModelConfig, length: int, samples: int, threads: int) -> dict[str, float]:
     """Multiply-adds that a job needs after the exact rewrites, and the seconds of those alone."""
-    products = exact_products(config, length, samples)
-    alone = ProductsAlone(products, min(config.k_neighbors, length), threads)
+    matmuls = exact_matmuls(config, length, samples)
+    alone = MatmulsAlone(matmuls, min(config.k_neighbors, length), threads)
     return {
-        "multiply_adds": float(multiply_adds(products)),
+        "multiply_adds": float(multiply_adds(matmuls)),
         "seconds": min(alone.seconds() for _ in range(BEST_OF)),
     }
 
@@ -124,17 +121,23 @@ def bound(config: ModelConfig, length: int, samples: int, threads: int) -> dict[
 def parts(job: Callable[[], object], workers: Workers) -> dict[str, float]:
     """Shares of a job's wall time by kind of operation, each without its fixed cost.
 
-    The fixed cost of an operation is the time of one on a single number. What the wall clock shows
-    beside the operations is that and the interpreter between them. {} where several threads share
-    the job: one of them is watched.
+    The fixed cost of an operation is the time of one on a single number. The rest of the wall clock
+    is that and the interpreter between operations. {} where several threads share the job: only one
+    of them is watched. torch.profiler sees too little of a thread that it did not start on.
     """
     if workers.size > 1 or not workers.tiled:
         return {}
-    wall = least_seconds(job, BEST_OF)
+    wall = min(_wall(job) for _ in range(BEST_OF))
     found = min((_timed(job, workers) for _ in range(BEST_OF)), key=lambda f: sum(f.values()))
     between = max(0.0, 1 - sum(found.values()) / wall)
     scale = (1 - between) / sum(found.values())
     return {part: seconds * scale for part, seconds in found.items()} | {BETWEEN: between}
+
+
+def _wall(job: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
 
 
 def _timed(job: Callable[[], object], workers: Workers) -> dict[str, float]:

@@ -40,9 +40,7 @@ def test_the_parts_of_a_job_are_shares_of_its_time(monkeypatch):
     batch = Batch.from_backbones([backbone])
     job = make_job(batch.S.numpy(), [Constraints.free(backbone.mask)], [Key(0, 0, 0.1)])
     sequences = []
-    found = parts(
-        lambda: sequences.append(engine.sample(engine.encode(batch), job).S), engine.workers
-    )
+    found = parts(lambda: sequences.append(engine.sample(engine.encode(batch), job).S))
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) >= 0
     assert all(found[part] > 0 for part in ("matmuls", "LayerNorm", "GELU", "gathers", "exp"))

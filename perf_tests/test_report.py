@@ -1,7 +1,6 @@
 """The claims, and what is generated of the stored runs: RESULTS.md, the README's rows, the page."""
 
 import importlib
-import json
 import math
 import re
 import sys
@@ -450,17 +449,6 @@ def test_the_same_run_makes_the_same_chart(tmp_path):
     assert "stroke: currentColor" in chart
     assert "#000000" not in chart
     assert "fill: currentColor" in page.PAGE  # of text, to which matplotlib gives no color
-
-
-def test_scaling_is_two_charts_with_legends(tmp_path):
-    """A stored study becomes two charts; without one, a sentence names the command."""
-    assert "tox -e scaling" in page.scaling_figures(tmp_path)
-    point = {"seconds": 0.25, "peak_bytes": 5e8}
-    points = [{**point, "samples": n, "length": length} for n in (1, 8) for length in (106, 200)]
-    (tmp_path / page.SCALING).write_text(json.dumps({"points": points}))
-    figures = page.scaling_figures(tmp_path)
-    assert figures.count("<svg") == 2
-    assert figures.count(">1 sequence</text>") == figures.count(">8 sequences</text>") == 2
 
 
 def test_charts_need_an_extra(monkeypatch):

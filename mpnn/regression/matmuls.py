@@ -9,11 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
-from typing import Any, TypeVar
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._C._profiler import _ExperimentalConfig
+from torch.profiler import ProfilerActivity, profile
 
 from mpnn.config import NUM_LETTERS, ModelConfig
 from mpnn.graph import ATOM_PAIRS, NUM_RBF
@@ -22,8 +21,6 @@ from mpnn.optimizations.exact.blocks import Affine
 from mpnn.optimizations.exact.encoder import TILE
 from mpnn.optimizations.exact.ragged import tiles
 from mpnn.optimizations.exact.workers import Buffers, Workers
-
-T = TypeVar("T")
 
 PARTS = {
     "matmuls": (
@@ -118,78 +115,31 @@ def bound(config: ModelConfig, length: int, samples: int, threads: int) -> dict[
     }
 
 
-def parts(job: Callable[[], object], workers: Workers) -> dict[str, float]:
-    """Shares of a job's wall time by kind of operation, each without its fixed cost.
+def parts(job: Callable[[], object]) -> dict[str, float]:
+    """Shares of a job's wall time on one thread by kind of operation, as torch's profiler sees it.
 
-    The fixed cost of an operation is the time of one on a single number. The rest of the wall clock
-    is that and the interpreter between operations. {} where several threads share the job: only one
-    of them is watched. torch.profiler sees too little of a thread that it did not start on.
+    What the operations leave of the wall clock is the interpreter between them.
     """
-    if workers.size > 1 or not workers.tiled:
-        return {}
-    wall = min(_wall(job) for _ in range(BEST_OF))
-    found = min((_timed(job, workers) for _ in range(BEST_OF)), key=lambda f: sum(f.values()))
-    between = max(0.0, 1 - sum(found.values()) / wall)
-    scale = (1 - between) / sum(found.values())
-    return {part: seconds * scale for part, seconds in found.items()} | {BETWEEN: between}
+    wall = min(_seconds(job) for _ in range(BEST_OF))
+    found = min((_profiled(job) for _ in range(BEST_OF)), key=lambda f: sum(f.values()))
+    whole = max(wall, sum(found.values()))
+    shares = {part: seconds / whole for part, seconds in found.items()}
+    return shares | {BETWEEN: 1 - sum(shares.values())}
 
 
-def _wall(job: Callable[[], object]) -> float:
+def _seconds(job: Callable[[], object]) -> float:
     start = time.perf_counter()
     job()
     return time.perf_counter() - start
 
 
-def _timed(job: Callable[[], object], workers: Workers) -> dict[str, float]:
-    """Seconds in a job's operations by kind, each without its fixed cost."""
-    timer = _Timer(_fixed_cost())
-    run = workers.run
-
-    def watched(work: Callable[[], T]) -> T:
-        def under_the_clock() -> T:
-            with timer:
-                return work()
-
-        return run(under_the_clock)
-
-    workers.run = watched  # type: ignore[method-assign]
-    try:
+def _profiled(job: Callable[[], object]) -> dict[str, float]:
+    """Seconds in a job's operations by kind."""
+    every_thread = _ExperimentalConfig(profile_all_threads=True)  # the engine has its own
+    with profile(activities=[ProfilerActivity.CPU], experimental_config=every_thread) as profiler:
         job()
-    finally:
-        workers.run = run  # type: ignore[method-assign]
-    return timer.seconds
-
-
-def _fixed_cost(calls: int = 201) -> float:
-    """Seconds that an operation on a single number takes under the timer."""
-    one, seconds = torch.ones(1), []
-    timer = _Timer()
-    with timer, torch.inference_mode():
-        for _ in range(calls):
-            before = timer.seconds[OTHER]
-            one.add_(1)
-            seconds.append(timer.seconds[OTHER] - before)
-    return median(seconds)
-
-
-class _Timer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the seconds of every operation by its kind, beyond a fixed cost of each."""
-
-    def __init__(self, fixed_cost: float = 0.0) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.fixed_cost = fixed_cost
-        self.kind = {operation: part for part, names in PARTS.items() for operation in names}
-        self.seconds = dict.fromkeys((*PARTS, OTHER), 0.0)
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        start = time.perf_counter()
-        result = func(*args, **(kwargs or {}))
-        elapsed = time.perf_counter() - start
-        self.seconds[self.kind.get(func._schema.name, OTHER)] += max(0.0, elapsed - self.fixed_cost)
-        return result
+    kind = {operation: part for part, names in PARTS.items() for operation in names}
+    seconds = dict.fromkeys((*PARTS, OTHER), 0.0)
+    for event in profiler.key_averages():
+        seconds[kind.get(event.key, OTHER)] += event.self_cpu_time_total / 1e6
+    return seconds

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from mpnn.errors import InputError
 from mpnn.output import write_whole
 from mpnn.regression import baselines
-from mpnn.regression.baselines import Run, stored_study
+from mpnn.regression.baselines import Run
 from mpnn.regression.report import (
     HEADINGS,
     Entry,
@@ -26,8 +25,6 @@ from mpnn.regression.report import (
 )
 from mpnn.regression.tables import markdown
 from mpnn.studies.tables import (
-    GIGA,
-    SCALING,
     distillation_markdown,
     gate_markdown,
     recovery_markdown,
@@ -37,7 +34,6 @@ from mpnn.studies.tables import (
 try:
     from markdown_it import MarkdownIt
     from matplotlib import style
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 except ModuleNotFoundError as error:
@@ -105,11 +101,10 @@ def _machine_section(folder: Path) -> str:
     found = entries(latest)
     synthetic = [entry for entry in found if "@" not in entry.claim.id]
     headings = (*HEADINGS[:5], "measured", "per protein", *HEADINGS[-2:])
-    scaling = html(scaling_markdown(folder)) + scaling_figures(folder)
     bounds = html(bounds_markdown(latest)) + html(parts_markdown(latest))
     sections = {
         "Speed against recovery": speed_against_recovery(synthetic),
-        "Scaling": scaling,
+        "Scaling": html(scaling_markdown(folder)),
         "The exact engine and its bound": bounds,
         "History": _history(runs),
     }
@@ -192,7 +187,9 @@ def recovery_figure(measured: Sequence[Point], published: Sequence[Point]) -> Fi
             axes.plot(p.x, p.y, f"{color}{marker}", label=p.label, linestyle="")
         axes.set(xscale="log", ylabel=f"{what} recovery, %")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7)
-    _plain_ticks(every[-1].xaxis)
+    every[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    every[-1].xaxis.set_minor_formatter(NullFormatter())
+    every[-1].xaxis.set_major_formatter("{x:g}")
     every[-1].set_xlabel("times as fast as the baseline")
     return figure
 
@@ -204,33 +201,6 @@ def pareto(points: Iterable[Point]) -> list[tuple[float, float]]:
         if not front or point.y > front[-1][1]:
             front.append((point.x, point.y))
     return front[::-1]
-
-
-def scaling_figures(folder: Path) -> str:
-    """Time per residue and peak memory over the length, a line for each number of sequences."""
-    study = stored_study(folder / SCALING)
-    if not study:
-        return "<p>Scaling was not measured on this machine: `tox -e scaling` does it.</p>"
-    points = study["points"]
-    time = [(p, p["seconds"] / (p["length"] * p["samples"]) * 1e6) for p in points]
-    memory = [(p, p["peak_bytes"] / GIGA) for p in points]
-    return _series(time, "µs per residue and sequence") + _series(memory, "peak memory, GB")
-
-
-@styled
-def _series(values: Sequence[tuple[Mapping[str, Any], float]], title: str) -> str:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for point, value in values:
-        name = f"{point['samples']} sequence{'s' if point['samples'] > 1 else ''}"
-        lines.setdefault(name, []).append((point["length"], value))
-    figure = Figure((WIDTH, 3.6), layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="residues", ylabel=title)
-    for i, (name, points) in enumerate(lines.items()):
-        axes.plot(*zip(*points, strict=True), f"C{i}{MARKERS[i % len(MARKERS)]}-", label=name)
-    _plain_ticks(axes.xaxis)
-    _plain_ticks(axes.yaxis)
-    figure.legend(loc="outside right upper")
-    return svg(figure, title)
 
 
 @styled
@@ -245,13 +215,6 @@ def svg(figure: Figure, title: str) -> str:
     figure.savefig(out, format="svg", transparent=True, metadata={"Title": title, "Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")
-
-
-def _plain_ticks(axis: Axis) -> None:
-    """Figures at 1, 2 and 5 times powers of ten, without exponents."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter("{x:g}")
 
 
 def _history(runs: Sequence[Run]) -> str:

@@ -57,8 +57,7 @@ BOUNDS = (
 )
 PARTS = (
     "Where their time goes, in the same run: shares of the wall time. A GELU that the library "
-    "fuses into its matmul counts as matmul; *between operations* is the interpreter, and the "
-    "fixed cost of each operation."
+    "fuses into its matmul counts as matmul; *between operations* is the interpreter."
 )
 OLD_PARTS = {"products": "matmuls"}  # as stored until 2026-11
 

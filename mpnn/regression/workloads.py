@@ -25,7 +25,6 @@ from mpnn.decoding import (
     with_coloured_order,
 )
 from mpnn.optimizations import Engine
-from mpnn.optimizations.exact import ExactEngine
 from mpnn.regression.claims import Claim, Compare, apple_silicon
 from mpnn.regression.matmuls import bound, parts
 from mpnn.regression.outputs import (
@@ -209,16 +208,8 @@ def exact_details(claim: Claim) -> dict[str, object]:
         return {}
     samples = max(1, workload.samples) if variant.config.autoregressive else 1
     found = bound(variant.config, workload.length, samples, torch.get_num_threads())
-    engine = variant.load()
-    if not isinstance(engine, ExactEngine):  # a one-shot network has no steps to watch
-        return {"bound": found}
-    tasks = make_tasks(variant, workload, 0, backbones(workload, 0))
-
-    def job() -> None:
-        for task in tasks:
-            task.run(engine, workload.samples > 0)
-
-    return {"bound": found, "parts": parts(job, engine.workers)}
+    call = side(variant, workload, [backbones(workload, 0)]).call
+    return {"bound": found, "parts": parts(lambda: call(0))}
 
 
 def make_tasks(

@@ -1,5 +1,6 @@
 """A working tree against a commit, on a synthetic package whose claims spin for a while."""
 
+import json
 import math
 import random
 import shutil
@@ -14,7 +15,8 @@ from mpnn.studies.project import Project
 PYPROJECT = '[project]\nname = "mpnn"\nversion = "0"\ndependencies = []\n'
 CLAIMS = """
 from types import SimpleNamespace
-CLAIMS = [SimpleNamespace(id=name, slow=False) for name in ("spin", "turn", "elsewhere")]
+NAMES = ("spin", "turn", "gone", "retired", "elsewhere")
+CLAIMS = [SimpleNamespace(id=name, slow=False) for name in NAMES]
 def not_measured_here(claim):
     return ""
 """
@@ -29,7 +31,7 @@ def sides(claim):
 def accuracy(claim, timing):
     subject, reference = timing.outputs
     passed = subject == reference and claim.id != "WRONG"
-    return SimpleNamespace(passed=passed, text="other letters")
+    return SimpleNamespace(passed=passed, text="other residues")
 """
 
 
@@ -66,7 +68,7 @@ def test_same_tree_holds():
 @pytest.mark.parametrize(
     ("shift", "verdict"), [(0.15, Verdict.REGRESSED), (-0.15, Verdict.IMPROVED)]
 )
-def test_a_changed_tree_is_told(shift, verdict):
+def test_a_changed_tree_is_seen(shift, verdict):
     """A change of 15 % is seen from ten pairs of processes, in both directions."""
     assert against.differences(times(0, 1), times(shift, 2))[0].verdict is verdict
 
@@ -98,10 +100,21 @@ def test_gone_and_incomparable_claims_are_reasons():
 
 
 def test_a_planted_slow_down_of_the_working_tree_is_red(project):
-    """A claim that takes five times as long as at HEAD regresses; one that cannot run is told."""
+    """A claim five times slower than at HEAD regresses; one that is gone is red unless retired.
+
+    One that cannot run here is named with the reason.
+    """
     path = project.root / "mpnn" / "regression" / "workloads.py"
     path.write_text(WORKLOADS.replace("ROUNDS", "100_000"))
+    claims = project.root / "mpnn" / "regression" / "claims.py"
+    claims.write_text(CLAIMS.replace('"gone", ', "").replace('"retired", ', ""))
+    (project.root / "baselines").mkdir()
+    item = {"test": "t.py::test_claim[retired]", "what": "", "why": "", "figures": {}}
+    retired = project.root / "baselines" / "retired.json"
+    retired.write_text(json.dumps({"retired": [item]}))
     table, reasons = against.compare(project.root, "HEAD", pairs=7)
+    assert "gone: is a claim of the base that the head lacks" in reasons
+    assert not any(reason.startswith("retired") for reason in reasons)
     assert any(reason.startswith("spin: regressed by") for reason in reasons)
     assert "| `turn` |" in table
     assert table.endswith("`elsewhere` not measured here: no such package")
@@ -112,7 +125,7 @@ def test_a_working_tree_that_is_fast_and_wrong_is_red(project):
     path = project.root / "mpnn" / "regression" / "workloads.py"
     path.write_text(path.read_text().replace("WRONG", "turn"))
     _, reasons = against.compare(project.root, "HEAD", pairs=1)
-    assert "turn: accuracy failed, other letters" in reasons
+    assert "turn: accuracy failed, other residues" in reasons
     assert not any(reason.startswith("spin: accuracy") for reason in reasons)
 
 
@@ -124,7 +137,7 @@ def test_a_tree_with_other_dependencies_gets_a_python_of_its_own(project):
     python = against.python_for(base, project.root)
     assert python.parent.parent == base.with_name("base-venv")
     seconds = against.Tree(base, python).time("")
-    assert seconds.keys() == {"spin", "turn"}
+    assert seconds.keys() == {"spin", "turn", "gone", "retired"}
 
 
 def test_dependencies_that_cannot_be_had_are_an_error(project):

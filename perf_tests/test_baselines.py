@@ -111,7 +111,7 @@ def test_a_broken_run_is_an_error(tmp_path, text, reason):
 
 
 def test_portable_rows_are_the_median_over_machines(tmp_path):
-    """An unknown machine is held against the median of the latest runs of the others."""
+    """An unknown machine is judged by the median of the latest runs of the others."""
     for name, ratio in (("chip-a", -1.0), ("chip-b", -2.0), ("chip-c", -4.0)):
         baselines.write(tmp_path / name, run(name, {"t": row(9.0)}))
         baselines.write(tmp_path / name, run(name, {"t": row(ratio)}))

@@ -126,7 +126,7 @@ def test_sequences_and_log_probs_are_checked_separately(right):
     other[0, 0, 5] = (other[0, 0, 5] + 1) % 20
     wrong = judged([replace(samples, S=other)], right)
     assert not wrong.passed
-    assert "residue 5 of sample 0 of made_up" in wrong.text
+    assert "residue 5 of sample 0 of" in wrong.text
     shifted = samples.log_probs + np.float32(1e-3)
     assert not judged([replace(samples, log_probs=shifted)], right).passed
 

@@ -61,8 +61,8 @@ def jobs():
     return batch, make_job(batch.S.numpy(), [free, bound], [Key(3, n, 0.1) for n in range(2)])
 
 
-def test_example_draws_the_letters_of_the_reference(engine, monkeypatch):
-    """The example's engine gives the reference's letters and scores in fewer steps."""
+def test_example_samples_the_sequences_of_the_reference(engine, monkeypatch):
+    """The example's engine gives the reference's sequences and scores in fewer steps."""
     batch, job = jobs()
     steps = []
     schedule = reference.one_at_a_time
@@ -81,7 +81,7 @@ def test_example_draws_the_letters_of_the_reference(engine, monkeypatch):
 
 @pytest.mark.parametrize("name", ["nowhere.engine:Engine", "mpnn.model:Engine", "fast", ":", "x:"])
 def test_an_engine_that_is_not_there_is_named(name):
-    """A name that leads to no engine is an error of the user's, and is told."""
+    """A name that leads to no engine is an error that repeats the name."""
     with pytest.raises(InputError, match=re.escape(name)):
         load_engine(name, formula_weights(SMALL))
 

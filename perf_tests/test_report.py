@@ -188,7 +188,7 @@ def test_claims_refer_to_what_exists(claim):
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.id)
 def test_equal_outputs_are_only_claimed_of_equal_networks(claim):
-    """Outputs are held against each other where the network is the same; else recovery judges."""
+    """Outputs are compared where the network is the same; otherwise recovery judges."""
     subject, reference = find_variant(claim.subject), find_variant(claim.reference)
     same = subject.architecture == reference.architecture
     assert same == (claim.compare is not Compare.RECOVERY)
@@ -323,7 +323,7 @@ def table(text):
 
 
 def test_machines_are_columns(tmp_path):
-    """Each machine has a column; verdicts are told apart where they differ, accuracy is the last.
+    """Each machine has a column; verdicts name theirs where they differ, accuracy is the last.
 
     The verdict is that of the machines that have measured it.
     """

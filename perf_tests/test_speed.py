@@ -14,7 +14,7 @@ from mpnn.regression.workloads import about, accuracy, exact_details, sides
 
 @pytest.fixture(autouse=True)
 def flushed_denormals():
-    """exp(−z²) makes denormals, which slow some matrix products down twenty times.
+    """exp(−z²) makes denormals, which slow some matmuls down twenty times.
 
     Before each claim, for the packages that a claim before it has loaded may have turned this off.
     """

@@ -39,7 +39,7 @@ def test_rows_say_how_a_network_was_run_and_against_what(tmp_path):
     calibration = "+2.0 [+1.0, +3.0] | 3.1"
     figures = f"50.0 [45.0, 55.0] | – | 5.13 | 50.0 | {calibration} | 30.0"
     assert lines[-2] == f"| `v_48_020` | T=0.1 | {figures} |"
-    assert "| k=16, coloured order, T=0.1 |" in lines[-1]
+    assert "| k=16, graph-coloring order, T=0.1 |" in lines[-1]
     assert "| -7.0 [-8.0, -6.0] `v_48_020` |" in lines[-1]
 
 

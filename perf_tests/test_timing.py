@@ -259,7 +259,7 @@ def test_a_recording_looks_longer():
     ("ratio", "verdict"), [(1.1, "regressed"), (0.9, "improved"), (1.01, "recorded")]
 )
 def test_a_recording_compares_once_the_row_can_be_stored(ratio, verdict):
-    """A change ends no look before the interval is narrow; then it is told from no change."""
+    """A change ends no look before the interval is narrow enough to tell it from none."""
     session = Session({"a": stored(0.0)}, {}, recording=True)
     row = judged(session, Accuracy(True, "equal"), ratio, noise=0.05)
     assert row.looks > 1

@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mpnn.errors import InputError
+from mpnn.regression.baselines import retired
 from mpnn.regression.machine import PINNED
 from mpnn.regression.tables import markdown
 from mpnn.regression.timing import subject_first
@@ -203,12 +204,19 @@ def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tu
         head = Tree(root, Path(sys.executable))
         failures, left_out = head.check(word)
         times = alternate(lambda: base.time(word), lambda: head.time(word), pairs)
+    kept = {name: seconds for name, seconds in times[0][0].items() if name not in _retired(root)}
     found = differences(*times)
     table = markdown(("claim", f"change of time against {revision}", "verdict"), [
         difference.cells() for difference in found
     ])  # fmt: skip
     table += "".join(f"\n\n`{name}` not measured here: {why}" for name, why in left_out.items())
-    return table, problems(times[0][0], times[1][0], found, failures)
+    return table, problems(kept, times[1][0], found, failures)
+
+
+def _retired(root: Path) -> set[str]:
+    """Ids of the claims that a tree has retired with a reason."""
+    tests = (row.test for row in retired(root / "baselines"))
+    return {test.partition("[")[2].removesuffix("]") for test in tests}
 
 
 def _difference(name: str, base: Sequence[Seconds], head: Sequence[Seconds]) -> Difference:

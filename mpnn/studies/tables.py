@@ -24,6 +24,7 @@ HEADINGS = (
     "diversity, %",
 )
 PLAIN_HEADINGS = ("weights", "run with", "recovery, %", "perplexity", "top-1, %")
+ORDERS = {"coloured": "graph-coloring"}
 BESIDE = ("network", "recovery on TS50, %", "conditions", "source")
 
 OTHERS = (
@@ -32,7 +33,7 @@ OTHERS = (
 )
 """Recovery on TS50 as the abstracts of others state it, highest first, and its conditions."""
 
-OURS = "trained here on 3,056 clusters that share none with TS50, taught by `v_48_002`"
+OURS = "trained here on 3,056 clusters that share none with TS50, distilled from `v_48_002`"
 SEEN = "trained on the PDB of 2021, which holds similar proteins"
 
 DISTILLATION = "distillation.json"
@@ -129,7 +130,7 @@ def _cells(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
     for row in rows:
         ways = [
             f"k={row['k']}" if row["k"] else "",
-            f"{row['order']} order" if row["order"] != "random" else "",
+            f"{ORDERS.get(row['order'], row['order'])} order" if row["order"] != "random" else "",
             f"T={row['temperature']}",
         ]
         difference = row.get("difference")

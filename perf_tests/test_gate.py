@@ -137,7 +137,7 @@ def test_a_control_out_of_band_voids_the_session(recorded):
 
 def test_a_noisy_machine_is_named(recorded):
     """A session in which most claims stay undecided is red, and so is one with nothing decided."""
-    ended = session(recorded, noise=0.9)
+    ended = session(recorded, "perf_tests", "-k", "[a] or [b] or [c]", noise=0.9)
     assert ended.code == 1
     assert "too noisy to gate" in ended.output
     ended = session(recorded, "perf_tests", "-k", "[c]", noise_of={"c": 0.9})

@@ -132,7 +132,7 @@ def python_for(tree: Path, head: Path) -> Path:
     if wanted == _dependencies(head):
         return Path(sys.executable)
     environment = tree.with_name(tree.name + "-venv")
-    venv.create(environment, symlinks=True, with_pip=True)
+    venv.create(environment, symlinks=True, with_pip=bool(wanted))
     python = environment / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "-q", *wanted]
     if wanted and subprocess.run(install, check=False).returncode:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
+from functools import cache
 from typing import Literal
 
 from mpnn.regression.rows import Accuracy, Row
@@ -96,17 +97,26 @@ def quick(rule: Rule) -> Rule:
 def sign_test_bound(x: Sequence[float], alpha: float) -> float:
     """Largest order statistic that lies below the true median with probability 1 − alpha.
 
-    The k-th smallest of n is above the median only if fewer than k of n fair coins say so:
-    P(Bin(n, 1/2) < k) ≤ alpha. Minus infinity when n is too small for any bound. In whole numbers:
-    seven pairs at α = 1/128 are exactly enough, which quantiles in floating point miss.
+    Minus infinity when there are too few values for any bound.
     """
-    ordered, n = sorted(x), len(x)
+    k = _order_statistic(len(x), alpha)
+    return sorted(x)[k - 1] if k else -math.inf
+
+
+@cache
+def _order_statistic(n: int, alpha: float) -> int:
+    """Which of n sorted values, counted from 1, is that bound; 0 if none is.
+
+    The k-th smallest is above the median only if fewer than k of n fair coins say so:
+    P(Bin(n, 1/2) < k) ≤ alpha. In whole numbers: seven values at α = 1/128 are exactly enough,
+    which quantiles in floating point miss.
+    """
     limit = int(Fraction(alpha) * 2**n)
     tail, k = 1, 0
     while k < n and tail <= limit:
         k += 1
         tail += math.comb(n, k)
-    return ordered[k - 1] if k else -math.inf
+    return k
 
 
 def interval(x: Sequence[float], alpha: float) -> tuple[float, float]:

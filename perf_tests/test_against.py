@@ -15,7 +15,7 @@ from mpnn.studies.project import Project
 PYPROJECT = '[project]\nname = "mpnn"\nversion = "0"\ndependencies = []\n'
 CLAIMS = """
 from types import SimpleNamespace
-NAMES = ("spin", "turn", "gone", "retired", "elsewhere")
+NAMES = ("spin", "turn", "lost", "retired", "nowhere")
 CLAIMS = [SimpleNamespace(id=name, slow=False) for name in NAMES]
 def not_measured_here(claim):
     return ""
@@ -24,7 +24,7 @@ WORKLOADS = """
 from types import SimpleNamespace
 from mpnn.errors import InputError
 def sides(claim):
-    if claim.id == "elsewhere":
+    if claim.id == "nowhere":
         raise InputError("no such package")
     rounds = ROUNDS if claim.id == "spin" else 20_000
     return [SimpleNamespace(call=lambda number: sum(range(rounds)), units=1)] * 2
@@ -100,33 +100,30 @@ def test_gone_and_incomparable_claims_are_reasons():
 
 
 def test_a_planted_slow_down_of_the_working_tree_is_red(project):
-    """A claim five times slower than at HEAD regresses; one that is gone is red unless retired.
-
-    One that cannot run here is named with the reason.
-    """
+    """A claim five times slower than at HEAD regresses; one that cannot run is named."""
     path = project.root / "mpnn" / "regression" / "workloads.py"
     path.write_text(WORKLOADS.replace("ROUNDS", "100_000"))
+    table, reasons = against.compare(project.root, "HEAD", "n", pairs=7)
+    assert any(reason.startswith("spin: regressed by") for reason in reasons)
+    assert "| `turn` |" in table
+    assert table.endswith("`nowhere` not measured here: no such package")
+
+
+def test_a_working_tree_that_is_fast_and_wrong_is_red(project):
+    """Wrong outputs fail, whatever the time says; so does a claim that is gone and not retired."""
+    path = project.root / "mpnn" / "regression" / "workloads.py"
+    path.write_text(path.read_text().replace("WRONG", "turn"))
     claims = project.root / "mpnn" / "regression" / "claims.py"
-    claims.write_text(CLAIMS.replace('"gone", ', "").replace('"retired", ', ""))
+    claims.write_text(CLAIMS.replace('"lost", ', "").replace('"retired", ', ""))
     (project.root / "baselines").mkdir()
     item = {"test": "t.py::test_claim[retired]", "what": "", "why": "", "figures": {}}
     retired = project.root / "baselines" / "retired.json"
     retired.write_text(json.dumps({"retired": [item]}))
-    table, reasons = against.compare(project.root, "HEAD", pairs=7)
-    assert "gone: is a claim of the base that the head lacks" in reasons
-    assert not any(reason.startswith("retired") for reason in reasons)
-    assert any(reason.startswith("spin: regressed by") for reason in reasons)
-    assert "| `turn` |" in table
-    assert table.endswith("`elsewhere` not measured here: no such package")
-
-
-def test_a_working_tree_that_is_fast_and_wrong_is_red(project):
-    """Outputs that differ from the reference's fail, whatever the time says."""
-    path = project.root / "mpnn" / "regression" / "workloads.py"
-    path.write_text(path.read_text().replace("WRONG", "turn"))
     _, reasons = against.compare(project.root, "HEAD", pairs=1)
     assert "turn: accuracy failed, other residues" in reasons
     assert not any(reason.startswith("spin: accuracy") for reason in reasons)
+    assert "lost: is a claim of the base that the head lacks" in reasons
+    assert not any(reason.startswith("retired") for reason in reasons)
 
 
 def test_a_tree_with_other_dependencies_gets_a_python_of_its_own(project):
@@ -137,7 +134,7 @@ def test_a_tree_with_other_dependencies_gets_a_python_of_its_own(project):
     python = against.python_for(base, project.root)
     assert python.parent.parent == base.with_name("base-venv")
     seconds = against.Tree(base, python).time("")
-    assert seconds.keys() == {"spin", "turn", "gone", "retired"}
+    assert seconds.keys() == {"spin", "turn", "lost", "retired"}
 
 
 def test_dependencies_that_cannot_be_had_are_an_error(project):

@@ -36,7 +36,7 @@ def test_the_bound_is_what_the_engine_multiplies(monkeypatch):
 def test_the_parts_of_a_job_are_shares_of_its_time(monkeypatch):
     """Shares of all kinds of operations add up to one, matmuls are seen, results are the same."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    engine, backbone = load_engine("exact", formula_weights(BASELINE)), made_up_backbone(80)
+    engine, backbone = load_engine("exact", formula_weights(BASELINE)), made_up_backbone(40)
     batch = Batch.from_backbones([backbone])
     job = make_job(batch.S.numpy(), [Constraints.free(backbone.mask)], [Key(0, 0, 0.1)])
     sequences = []

@@ -9,8 +9,8 @@ from training_helpers import TINY, StopRun, write_chains
 
 from mpnn.config import ARCHITECTURES
 from mpnn.errors import InputError
-from mpnn.regression.recovery_table import ARMS, DISTILLATION, distillation_markdown
 from mpnn.studies import distillation as study
+from mpnn.studies.tables import ARMS, DISTILLATION, distillation_markdown
 from mpnn.training.distillation import CachedTeacher
 from mpnn.weights import formula_weights, load_checkpoint, save_checkpoint
 

@@ -107,13 +107,15 @@ def distill(config: str, changes: Sequence[str]) -> None:
     job.train(config, changes, distill=True)
 
 
-def report(runs: str, out: str, readme: str | None) -> None:
+def report(runs: str, out: str, readme: str | None, results: str | None) -> None:
     """Write claims, measurements and verdicts of the stored runs as one HTML page."""
-    from mpnn.regression.report import renew_readme, write_html
+    from mpnn.regression.page import write_html
+    from mpnn.regression.report import renew_readme, renew_results
 
-    if readme is not None:
-        renewed = renew_readme(Path(runs), Path(readme))
-        _print(f"{readme}: {'renewed' if renewed else 'is up to date'}")
+    for path, renew in ((readme, renew_readme), (results, renew_results)):
+        if path is not None:
+            renewed = renew(Path(runs), Path(path))
+            _print(f"{path}: {'renewed' if renewed else 'is up to date'}")
     write_html(Path(runs), Path(out))
     _print(out)
 
@@ -213,7 +215,8 @@ def parser() -> argparse.ArgumentParser:
     its = _add(commands, report)
     its.add_argument("runs", nargs="?", default="baselines", help="Folder of the stored runs.")
     its.add_argument("--out", default="report.html", help="The page to write.")
-    its.add_argument("--readme", metavar="FILE", help="A README whose table of claims to renew.")
+    its.add_argument("--readme", metavar="FILE", help="A README whose ten rows to renew as well.")
+    its.add_argument("--results", metavar="FILE", help="A Markdown file for every table.")
     _add(commands, variants)
     _add(commands, engines)
     _add_weights(commands)

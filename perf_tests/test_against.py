@@ -1,20 +1,22 @@
-"""A working tree against a commit, on a made-up package whose only claim spins for a while."""
+"""A working tree against a commit, on a synthetic package whose claims spin for a while."""
 
+import json
 import math
 import random
 import shutil
 
 import pytest
-from toys import Project
 
 from mpnn.errors import InputError
 from mpnn.regression import against
-from mpnn.regression.timing import Verdict
+from mpnn.regression.verdict import Verdict
+from mpnn.studies.project import Project
 
 PYPROJECT = '[project]\nname = "mpnn"\nversion = "0"\ndependencies = []\n'
 CLAIMS = """
 from types import SimpleNamespace
-CLAIMS = [SimpleNamespace(id=name, slow=False) for name in ("spin", "turn", "elsewhere")]
+NAMES = ("spin", "turn", "lost", "retired", "nowhere")
+CLAIMS = [SimpleNamespace(id=name, slow=False) for name in NAMES]
 def not_measured_here(claim):
     return ""
 """
@@ -22,20 +24,20 @@ WORKLOADS = """
 from types import SimpleNamespace
 from mpnn.errors import InputError
 def sides(claim):
-    if claim.id == "elsewhere":
+    if claim.id == "nowhere":
         raise InputError("no such package")
     rounds = ROUNDS if claim.id == "spin" else 20_000
     return [SimpleNamespace(call=lambda number: sum(range(rounds)), units=1)] * 2
 def accuracy(claim, timing):
     subject, reference = timing.outputs
     passed = subject == reference and claim.id != "WRONG"
-    return SimpleNamespace(passed=passed, text="other letters")
+    return SimpleNamespace(passed=passed, text="other residues")
 """
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A repository with a made-up `mpnn`, committed once."""
+    """A repository with a synthetic `mpnn`, committed once."""
     project = Project.make(tmp_path / "project")
     package = project.root / "mpnn" / "regression"
     package.mkdir(parents=True)
@@ -50,8 +52,8 @@ def project(tmp_path):
 
 
 def times(shift, seed, pairs=10, noise=0.02):
-    lot = random.Random(seed)
-    return [{"a": 0.01 * math.exp(shift + lot.gauss(0, noise))} for _ in range(pairs)]
+    noises = random.Random(seed)
+    return [{"a": 0.01 * math.exp(shift + noises.gauss(0, noise))} for _ in range(pairs)]
 
 
 def test_same_tree_holds():
@@ -66,7 +68,7 @@ def test_same_tree_holds():
 @pytest.mark.parametrize(
     ("shift", "verdict"), [(0.15, Verdict.REGRESSED), (-0.15, Verdict.IMPROVED)]
 )
-def test_a_changed_tree_is_told(shift, verdict):
+def test_a_changed_tree_is_seen(shift, verdict):
     """A change of 15 % is seen from ten pairs of processes, in both directions."""
     assert against.differences(times(0, 1), times(shift, 2))[0].verdict is verdict
 
@@ -91,29 +93,37 @@ def test_processes_alternate():
 def test_gone_and_incomparable_claims_are_reasons():
     """A claim that the head lost, and two trees without a common claim, are each red."""
     said = against.problems({"a": 1.0, "b": 1.0}, {"a": 1.0}, [against.Difference("a", 0, 0, 0)])
-    assert said == ["b: is a claim of the base and gone in the head"]
+    assert said == ["b: is a claim of the base that the head lacks"]
     assert "nothing was compared" in against.problems({}, {"a": 1.0}, [])[0]
     wide = against.Difference("a", 0, -1, 1)
     assert "1 of 1 claims are undecided" in against.problems({"a": 1.0}, {"a": 1.0}, [wide])[0]
 
 
 def test_a_planted_slow_down_of_the_working_tree_is_red(project):
-    """A claim that takes five times as long as at HEAD regresses; one that cannot run is told."""
+    """A claim five times slower than at HEAD regresses; one that cannot run is named."""
     path = project.root / "mpnn" / "regression" / "workloads.py"
     path.write_text(WORKLOADS.replace("ROUNDS", "100_000"))
-    table, reasons = against.compare(project.root, "HEAD", pairs=7)
+    table, reasons = against.compare(project.root, "HEAD", "n", pairs=7)
     assert any(reason.startswith("spin: regressed by") for reason in reasons)
     assert "| `turn` |" in table
-    assert table.endswith("`elsewhere` not measured here: no such package")
+    assert table.endswith("`nowhere` not measured here: no such package")
 
 
 def test_a_working_tree_that_is_fast_and_wrong_is_red(project):
-    """Outputs that differ from the reference's fail, whatever the time says."""
+    """Wrong outputs fail, whatever the time says; so does a claim that is gone and not retired."""
     path = project.root / "mpnn" / "regression" / "workloads.py"
     path.write_text(path.read_text().replace("WRONG", "turn"))
+    claims = project.root / "mpnn" / "regression" / "claims.py"
+    claims.write_text(CLAIMS.replace('"lost", ', "").replace('"retired", ', ""))
+    (project.root / "baselines").mkdir()
+    item = {"test": "t.py::test_claim[retired]", "what": "", "why": "", "figures": {}}
+    retired = project.root / "baselines" / "retired.json"
+    retired.write_text(json.dumps({"retired": [item]}))
     _, reasons = against.compare(project.root, "HEAD", pairs=1)
-    assert "turn: accuracy failed, other letters" in reasons
+    assert "turn: accuracy failed, other residues" in reasons
     assert not any(reason.startswith("spin: accuracy") for reason in reasons)
+    assert "lost: is a claim of the base that the head lacks" in reasons
+    assert not any(reason.startswith("retired") for reason in reasons)
 
 
 def test_a_tree_with_other_dependencies_gets_a_python_of_its_own(project):
@@ -124,7 +134,7 @@ def test_a_tree_with_other_dependencies_gets_a_python_of_its_own(project):
     python = against.python_for(base, project.root)
     assert python.parent.parent == base.with_name("base-venv")
     seconds = against.Tree(base, python).time("")
-    assert seconds.keys() == {"spin", "turn"}
+    assert seconds.keys() == {"spin", "turn", "lost", "retired"}
 
 
 def test_dependencies_that_cannot_be_had_are_an_error(project):

@@ -7,9 +7,8 @@ import pytest
 
 from mpnn.errors import InputError
 from mpnn.regression import baselines
-from mpnn.regression.hardware import Hardware, chip_of, is_virtual, this_machine
-
-CPUINFO = "model name\t: Intel(R) Xeon(R) Processor @ 2.50GHz\nflags\t\t: fpu hypervisor lahf_lm\n"
+from mpnn.regression.rows import Accuracy, Row
+from mpnn.regression.verdict import refusals
 
 
 def row(log_ratio=-1.0, width=0.01, passed=True):
@@ -41,32 +40,6 @@ def run(hardware="chip-a", rows=None, commit="0123456789ab"):
     }
 
 
-def test_hardware_id_names_chip_virtual_and_system():
-    """The id says chip, virtual or not, and major version, in letters a folder can have."""
-    assert Hardware("Apple M3 Pro", False, "macos", "15").id == "apple-m3-pro-macos15"
-    assert Hardware("Apple M1", True, "macos", "15").id == "apple-m1-vm-macos15"
-
-
-def test_cpuinfo_is_read():
-    """Chip and hypervisor come from /proc/cpuinfo, trademark signs left out."""
-    assert chip_of(CPUINFO) == "Intel Xeon Processor @ 2.50GHz"
-    assert is_virtual(CPUINFO)
-    assert not is_virtual("flags\t\t: fpu lahf_lm\nbugs : hypervisor\n")
-
-
-def test_machine_info_is_stable():
-    """Two calls describe the machine in the same words, without host name or clock rate."""
-    info = this_machine().machine_info()
-    assert info == this_machine().machine_info()
-    assert {"node", "release", "hz_actual"}.isdisjoint(info)
-
-
-def test_a_hidden_chip_can_be_named(monkeypatch):
-    """A chip that hides its name takes the one it is given."""
-    monkeypatch.setenv("MPNN_HARDWARE_CHIP", "Runner 7")
-    assert this_machine().id.startswith("runner-7-")
-
-
 def test_written_runs_are_numbered_and_read_back(tmp_path):
     """Two recordings get two numbers, and the rows come back as written."""
     folder = tmp_path / "chip-a"
@@ -74,7 +47,7 @@ def test_written_runs_are_numbered_and_read_back(tmp_path):
     second = baselines.write(folder, run(commit="ffff00001111"))
     assert [first.name, second.name] == ["0001_01234567.json", "0002_ffff0000.json"]
     assert [r.commit for r in baselines.history(folder)] == ["0123456789ab", "ffff00001111"]
-    assert baselines.load(first).rows == {"t.py::test[a]": row()}
+    assert baselines.load(first).rows == {"t.py::test[a]": Row.read("a", row())}
     assert baselines.machines(tmp_path) == [folder]
 
 
@@ -84,7 +57,7 @@ def test_a_run_keeps_the_rows_that_it_does_not_renew(tmp_path):
     baselines.write(folder, run(rows={name: row(-1.0) for name in ("kept", "renewed", "gone")}))
     baselines.write(folder, run(rows={"renewed": row(-2.0)}, commit="ffff00001111"), ["gone"])
     latest = baselines.history(folder)[-1].rows
-    assert {name: (r["log_ratio"], r["commit"]) for name, r in latest.items()} == {
+    assert {name: (r.log_ratio, r.commit) for name, r in latest.items()} == {
         "kept": (-1.0, "0123456789ab"),
         "renewed": (-2.0, "ffff00001111"),
     }
@@ -122,7 +95,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
         ),
         (json.dumps(run(rows={"t": []})), "not a run of this suite"),
         (json.dumps(run(rows={"t": row() | {"margin": "3 %"}})), "not a run of this suite"),
-        (json.dumps(run(rows={"t": row() | {"recorded": 3}})), "else than words in commit"),
+        (json.dumps(run(rows={"t": row() | {"recorded": 3}})), "needs strings in commit"),
         (json.dumps(run(rows={"t": row() | {"accuracy": {}}})), "does not say whether"),
         (json.dumps(run(rows={"t": row(float("nan"))})), "not finite"),
         (json.dumps({**run(), "benchmarks": run()["benchmarks"] * 2}), "row twice"),
@@ -138,7 +111,7 @@ def test_a_broken_run_is_an_error(tmp_path, text, reason):
 
 
 def test_portable_rows_are_the_median_over_machines(tmp_path):
-    """An unknown machine is held against the median of the latest runs of the others."""
+    """An unknown machine is judged by the median of the latest runs of the others."""
     for name, ratio in (("chip-a", -1.0), ("chip-b", -2.0), ("chip-c", -4.0)):
         baselines.write(tmp_path / name, run(name, {"t": row(9.0)}))
         baselines.write(tmp_path / name, run(name, {"t": row(ratio)}))
@@ -161,8 +134,29 @@ def test_what_machines_have_in_common(tmp_path):
 def test_refusals_name_noise_and_accuracy():
     """Noise and a failed accuracy each keep a row from being stored."""
     rows = {"good": row(), "noisy": row(width=0.05), "wrong": row(passed=False)}
-    reasons = baselines.refusals(rows)
+    reasons = refusals({name: Row.read(name, info) for name, info in rows.items()})
     assert [reason.split(":")[0] for reason in reasons] == ["noisy", "wrong"]
+
+
+def test_a_row_keeps_what_else_was_stored():
+    """What the record has no field for comes back from `extra_info` as it was."""
+    found = Row.read("t", row() | {"claim": "minimal", "bound": {"seconds": 0.1}})
+    assert found.about == {"claim": "minimal", "bound": {"seconds": 0.1}}
+    assert found.accuracy == Accuracy(True, "equal")
+    assert Row.of(found.extra_info()) == found
+
+
+def test_retired_rows_are_read_strictly(tmp_path):
+    """Each names its test, reason and last figures; a broken list is an error that names it."""
+    assert baselines.retired(tmp_path) == []
+    path = tmp_path / baselines.RETIRED
+    item = {"test": "t.py::test[a]", "what": "a", "why": "slower", "figures": {"chip-a": "0.7×"}}
+    path.write_text(json.dumps({"retired": [item]}))
+    assert baselines.retired(tmp_path) == [baselines.Retired(**item)]
+    for text in ("{", '{"retired": ["a"]}', '{"retired": [{"test": "a"}]}'):
+        path.write_text(text)
+        with pytest.raises(InputError, match="not a list of retired rows"):
+            baselines.retired(tmp_path)
 
 
 def test_uncommitted_changes_are_seen(tmp_path):

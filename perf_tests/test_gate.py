@@ -1,30 +1,46 @@
-"""The gate, tested like any instrument: what it must catch, and every way to be green untested."""
+"""The gate, tested like any instrument: what it must catch, and every way to pass untested.
+
+Sessions are whole pytest processes on the synthetic claims of `toys`; one session holds as many
+planted claims as it can tell apart.
+"""
 
 import json
+import re
 
 import pytest
-from toys import Project
 
-from mpnn.regression.process import PINNED
+from mpnn.regression.machine import PINNED
+from mpnn.studies.project import Project
 
-A = "perf_tests/test_toy.py::test_claim[a]"
-C = "perf_tests/test_toy.py::test_claim[c]"
+CLAIMS = "a,b,c,d,e,f,g,h"
+A, B, C, D, E, F, G, H = (f"perf_tests/test_toy.py::test_claim[{name}]" for name in "abcdefgh")
+ROW = re.compile(r"^ *test_claim\[(\w+)\] +\S+ +[\d.]+× .*?(\w+)$", re.M)
 
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
     """A project whose claims were recorded once."""
     project = Project.make(tmp_path_factory.mktemp("toy") / "project")
-    session = project.pytest("perf_tests", "--record")
-    assert session.code == 0, session.output
+    ended = project.pytest("perf_tests", "--record", claims=CLAIMS)
+    assert ended.code == 0, ended.output
     project.commit()
     return project
 
 
 @pytest.fixture
 def project(recorded, tmp_path):
-    """A copy of the recorded project, to be spoilt."""
+    """A copy of the recorded project, to be changed."""
     return recorded.copy(tmp_path / "project")
+
+
+def session(project, *arguments, **planted):
+    """A session on all claims, unless others are named."""
+    return project.pytest(*arguments, **{"claims": CLAIMS, **planted})
+
+
+def verdicts(ended):
+    """Last word of each claim's row in the table of a session."""
+    return dict(ROW.findall(ended.output))
 
 
 def edit(project, old, new):
@@ -45,154 +61,147 @@ def edit_stored(project, change):
     project.runs()[-1].write_text(json.dumps(data))
 
 
+def failure(ended, name):
+    """The line of pytest's summary about one claim."""
+    found = [line for line in ended.output.splitlines() if f"test_claim[{name}]" in line]
+    return next(line for line in found if line.startswith(("FAILED", "ERROR")))
+
+
 # What it must catch, and what it must not
 
 
 def test_same_code_holds(recorded):
     """The same code holds, in a session that says so and exits with zero."""
-    session = recorded.pytest()
-    assert session.code == 0, session.output
-    assert session.output.count("holds") == 3
+    ended = session(recorded)
+    assert ended.code == 0, ended.output
+    assert set(verdicts(ended).values()) == {"holds"}
+    assert len(verdicts(ended)) == 8
+
+
+def test_planted_changes_are_told_apart(recorded, tmp_path):
+    """In one session: +5 and +10 %, what a fresh process does not see, −10 %, wrong outputs.
+
+    Each verdict is an ordinary failure, in junit's file too; the unchanged claims hold.
+    """
+    path = tmp_path / "junit.xml"
+    ended = session(
+        recorded,
+        *("perf_tests", f"--junit-xml={path}", "-rA"),
+        slow={"a": 1.05, "b": 1.10, "d": 0.9},
+        slow_once={"c": 1.10},
+        wrong={"e": True},
+        noise_of={"f": 0.9},
+    )
+    assert ended.code == 1
+    expected = dict.fromkeys("abcdefgh", "holds") | dict.fromkeys("ab", "regressed")
+    assert verdicts(ended) == expected | {"c": "undecided", "d": "improved", "f": "undecided"}
+    for name in "ab":
+        assert "confirmed in a fresh process" in failure(ended, name)
+    assert "`tox -e record` keeps the gain" in failure(ended, "d")
+    assert "void: accuracy failed, outputs differ" in failure(ended, "e")
+    assert "4 failed, 2 passed, 2 skipped" in ended.output
+    assert 'failures="4"' in path.read_text()
+    assert "regressed: " in path.read_text()
 
 
 def test_plain_compare_is_gated(recorded):
     """`pytest perf_tests --benchmark-compare` is a gated run, from another directory too."""
     for arguments, cwd in [(("perf_tests",), "."), ((".",), "perf_tests")]:
-        session = recorded.pytest(
-            *arguments, "--benchmark-compare", cwd=recorded.root / cwd, slow=1.1
+        ended = session(
+            recorded,
+            *(*arguments, "--benchmark-compare", "-k", "[a]"),
+            cwd=recorded.root / cwd,
+            slow={"a": 1.1},
         )
-        assert session.code == 1
-        assert "regressed" in session.output
+        assert ended.code == 1
+        assert "regressed" in ended.output
 
 
-@pytest.mark.parametrize("slow", [1.05, 1.10])
-def test_a_planted_slow_down_fails(recorded, slow):
-    """A slow-down of 5 and of 10 % fails its test, after a fresh process has seen it too."""
-    session = recorded.pytest(slow=slow)
-    assert session.code == 1
-    assert "confirmed in a fresh process" in session.output
-    assert "1 failed, 2 passed" in session.output
-
-
-def test_a_slow_down_that_a_fresh_process_does_not_see_is_undecided(recorded):
-    """A regression that a fresh process does not confirm does not count."""
-    session = recorded.pytest(slow_once=1.10)
-    assert session.code == 0, session.output
-    assert "2 passed, 1 skipped" in session.output
-    assert "undecided" in session.output
-
-
-def test_a_slow_down_that_no_fresh_process_can_judge_is_red(project):
+def test_a_change_that_only_void_processes_saw_is_red(project):
     """Where the control is out of band in every process that could confirm, nothing is settled."""
     project.plant(
         "import os, sys\nif '--confirm' in sys.argv:\n    os.environ['TOY_DRIFT'] = '1.1'\n"
     )
-    session = project.pytest(slow=1.1)
-    assert session.code == 1, session.output
-    assert "regressed, but none of 2 fresh processes could tell" in session.output
-
-
-def test_an_improvement_asks_for_a_recording(recorded):
-    """A gain beyond the margin fails until it is recorded, or it would hide the next loss."""
-    session = recorded.pytest(slow=0.9)
-    assert session.code == 1
-    assert "`tox -e record` keeps the gain" in session.output
-
-
-def test_junit_shows_a_regression_as_a_failure(recorded, tmp_path):
-    """The verdict is an ordinary test failure in junit's file."""
-    path = tmp_path / "junit.xml"
-    recorded.pytest("perf_tests", f"--junit-xml={path}", slow=1.1)
-    assert 'failures="1"' in path.read_text()
-    assert "regressed: " in path.read_text()
-
-
-def test_wrong_outputs_void_the_speed(recorded):
-    """A claim as fast as ever fails when its outputs are wrong."""
-    session = recorded.pytest(wrong=1)
-    assert session.code == 1
-    assert "void: accuracy failed, outputs differ" in session.output
+    ended = session(project, "perf_tests", "-k", "[a]", slow={"a": 1.1})
+    assert ended.code == 1, ended.output
+    assert "regressed, but no fresh process could confirm or refute it" in ended.output
 
 
 def test_a_control_out_of_band_voids_the_session(recorded):
     """When the reference differs from itself no verdict counts, and the session says so."""
-    session = recorded.pytest(drift=1.1)
-    assert session.code == 1
-    assert "the reference differs from itself by" in session.output
-    assert "3 failed" in session.output
+    ended = session(recorded, drift=1.1)
+    assert ended.code == 1
+    assert "the reference differs from itself by" in ended.output
+    assert "8 failed" in ended.output
 
 
-def test_a_noisy_machine_is_said_to_be_noisy(recorded):
-    """A session in which most claims stay undecided is red."""
-    session = recorded.pytest(noise=0.9)
-    assert session.code == 1
-    assert "too noisy to gate" in session.output
+def test_a_noisy_machine_is_named(recorded):
+    """A session in which most claims stay undecided is red, and so is one with nothing decided."""
+    ended = session(recorded, "perf_tests", "-k", "[a] or [b] or [c]", noise=0.9)
+    assert ended.code == 1
+    assert "too noisy to gate" in ended.output
+    ended = session(recorded, "perf_tests", "-k", "[c]", noise_of={"c": 0.9})
+    assert ended.code == 1, ended.output
+    assert "nothing was gated" in ended.output
 
 
 def test_a_part_of_the_claims_can_be_run(recorded):
-    """`-k`, a test id and `--quick` are for local work and pass."""
-    for arguments in (["perf_tests", "-k", "[b]"], [A], ["perf_tests", "--quick"]):
-        session = recorded.pytest(*arguments)
-        assert session.code == 0, session.output
+    """`-k` with `--quick` and a test id are for local work and pass."""
+    for arguments in (["perf_tests", "-k", "[b]", "--quick"], [A]):
+        ended = session(recorded, *arguments)
+        assert ended.code == 0, ended.output
 
 
-def test_a_process_that_is_not_pinned_starts_again(recorded):
+def test_a_process_that_is_not_pinned_restarts(recorded):
     """An environment with another hash seed or allocator is replaced before anything is timed."""
-    session = recorded.pytest("perf_tests", environ=dict.fromkeys(PINNED, "1"))
-    assert session.code == 0, session.output
-    assert "starting again with PYTHONHASHSEED" in session.output
-    assert session.output.count("3 passed") == 1
-
-
-# A new machine
-
-
-def test_an_unknown_machine_explains_itself(recorded):
-    """It passes on the ratios of the others, with a wider margin, and says how to record."""
-    new = {"MPNN_HARDWARE_CHIP": "new"}
-    session = recorded.pytest("perf_tests", "--benchmark-compare", environ=new, slow=1.2)
-    assert session.code == 0, session.output
-    assert "has no stored run yet" in session.output
-    assert "tox -e record" in session.output
+    ended = session(recorded, "perf_tests", "-k", "[a]", environ=dict.fromkeys(PINNED, "1"))
+    assert ended.code == 0, ended.output
+    assert "restarting with PYTHONHASHSEED" in ended.output
 
 
 def test_an_unknown_machine_still_gates(recorded):
-    """A subject that became slower than its reference fails on an unknown machine too."""
-    session = recorded.pytest("perf_tests", environ={"MPNN_HARDWARE_CHIP": "new"}, slow=3)
-    assert session.code == 1
-    assert "regressed" in session.output
+    """Without a stored run a machine is judged by the others, with a wide margin."""
+    ended = session(
+        recorded, environ={"MPNN_HARDWARE_CHIP": "new"}, slow={"a": 3.0}, claims=f"{CLAIMS},new"
+    )
+    assert ended.code == 1
+    assert "judged by the ratios of the recorded machines" in ended.output
+    assert verdicts(ended)["a"] == "regressed"
+    assert verdicts(ended)["b"] == "holds"
+    assert verdicts(ended)["new"] == "recorded"  # "not recorded": skipped
+    assert "1 failed, 7 passed, 1 skipped" in ended.output
 
 
 def test_an_unknown_machine_must_not_lack_what_all_others_have(project):
-    """There too a claim that is gone or skips itself is red, but for one that is excused."""
+    """There too a claim that is gone or skips itself is red, unless it is excused."""
     new = {"MPNN_HARDWARE_CHIP": "new"}
-    session = project.pytest(environ=new, claims="b,c")
-    assert session.code == 1, session.output
-    assert f"{A}: is stored, but no test has this id" in session.output
-    edit(project, "    claim(*", "    pytest.skip('no time') if name == 'a' else claim(*")
-    session = project.pytest(environ=new)
-    assert session.code == 1, session.output
-    assert f"{A}: is stored, but was not measured" in session.output
     edit(
         project,
-        "pytest.skip('no time')",
-        "(request.config.stash[GATE].excused.add(request.node.nodeid), pytest.skip('cannot'))",
+        "    claim(*",
+        "    if name in 'bc':\n"
+        "        if name == 'c': request.config.stash[GATE].excused.add(request.node.nodeid)\n"
+        "        pytest.skip('no time')\n"
+        "    claim(*",
     )
     edit(project, "import pytest\n", "import pytest\nfrom mpnn.regression.plugin import GATE\n")
-    session = project.pytest(environ=new)
-    assert session.code == 0, session.output
-    session = project.pytest()  # but where it was recorded it could be measured
-    assert session.code == 1, session.output
+    ended = session(project, environ=new, claims=CLAIMS.removeprefix("a,"))
+    assert ended.code == 1, ended.output
+    assert f"{A}: is stored, but no test has this id" in ended.output
+    assert f"{B}: is stored, but was not measured" in ended.output
+    assert f"{C}: is stored" not in ended.output
+    ended = session(project)  # where it was recorded it could be measured
+    assert ended.code == 1, ended.output
+    assert f"{C}: is stored, but was not measured" in ended.output
 
 
 def test_nothing_stored_anywhere_is_red(tmp_path):
     """The very first run has nothing to gate against, and does not pass."""
-    session = Project.make(tmp_path / "project").pytest()
-    assert session.code == 1
-    assert "nothing was gated" in session.output
+    ended = Project.make(tmp_path / "project").pytest("perf_tests", "--quick")
+    assert ended.code == 1
+    assert "nothing was gated" in ended.output
 
 
-# Ways to be green without having gated
+# Ways to pass without having gated
 
 
 @pytest.mark.parametrize(
@@ -206,127 +215,110 @@ def test_nothing_stored_anywhere_is_red(tmp_path):
         (["--record", "--quick"], {}, "drop --quick"),
         (["--benchmark-json=baselines/x.json"], {}, "only `tox -e record` writes"),
         (["--benchmark-storage=elsewhere"], {}, "drop --benchmark-storage"),
-        (["--confirm=row.json"], {}, "--confirm judges nothing: the row goes to row.json"),
+        (["--confirm=row.json", "-k", "[a]"], {}, "--confirm judges nothing: the row goes to row"),
     ],
 )
 def test_a_session_that_could_not_gate_is_red(project, arguments, environ, reason):
     """Options that keep claims from being timed, judged or stored apart end in red."""
-    session = project.pytest("perf_tests", *arguments, environ=environ)
-    assert session.code != 0, session.output
-    assert any(part in session.output for part in reason.split("|")), session.output
+    ended = session(project, "perf_tests", *arguments, environ=environ)
+    assert ended.code != 0, ended.output
+    assert any(part in ended.output for part in reason.split("|")), ended.output
 
 
-def test_a_session_whose_only_claim_is_undecided_is_red(recorded):
-    """What could not be decided was not gated."""
-    session = recorded.pytest("perf_tests", "-k", "[c]", noise_of_c=0.9)
-    assert session.code == 1, session.output
-    assert "nothing was gated" in session.output
-
-
-def test_claims_left_out_on_purpose_are_not_missing(recorded):
+def test_claims_left_out_on_purpose_are_not_missing(project):
     """With --ignore the other tests of a folder pass; a file that is gone stays red."""
-    (recorded.root / "perf_tests" / "test_other.py").write_text("def test_other():\n    pass\n")
+    (project.root / "perf_tests" / "test_other.py").write_text("def test_other():\n    pass\n")
     ignored = "--ignore=perf_tests/test_toy.py"
-    try:
-        session = recorded.pytest("perf_tests", ignored)
-        assert session.code == 0, session.output
-    finally:
-        (recorded.root / "perf_tests" / "test_other.py").unlink()
+    ended = session(project, "perf_tests", ignored)
+    assert ended.code == 0, ended.output
+    (project.root / "perf_tests" / "test_toy.py").unlink()
+    for arguments in ([], ["perf_tests", ignored]):
+        ended = session(project, *arguments)
+        assert ended.code != 0
+        assert f"{A}: is stored, but no test has this id" in ended.output
 
 
-def test_a_renamed_claim_is_red(recorded):
-    """A stored row that no test bears any more fails the session, and so does the new name."""
-    session = recorded.pytest(claims="new,b,c")
-    assert session.code == 1
-    assert f"{A}: is stored, but no test has this id" in session.output
-    assert "no stored figure" in session.output
+def test_claims_that_are_not_measured_once_are_red(project):
+    """In one session: renamed, skipped, never timed, run twice, failed after its timing.
+
+    The row of a test that failed is in no file.
+    """
+    edit(
+        project,
+        "    claim(*subject_and_reference(CLOCK, name, confirming), accuracy=same_outputs(name))\n",
+        "    if name == 'b': pytest.skip('no time')\n"
+        "    for _ in range({'c': 0, 'd': 2}.get(name, 1)):\n"
+        "        claim(*subject_and_reference(CLOCK, name, confirming),"
+        " accuracy=same_outputs(name))\n"
+        "    assert name != 'e'\n",
+    )
+    out = project.root / "out.json"
+    ended = session(project, "perf_tests", f"--benchmark-json={out}", claims="new,b,c,d,e,f,g,h")
+    assert ended.code == 1
+    assert f"{A}: is stored, but no test has this id" in ended.output
+    assert f"{B}: is stored, but was not measured" in ended.output
+    assert f"{C}: is stored, but was not measured" in ended.output
+    assert "reruns are not allowed" in failure(ended, "d")
+    assert "no stored figure" in failure(ended, "new")
+    names = {row["name"][-2] for row in json.loads(out.read_text())["benchmarks"]}
+    assert names == set("fgh")
 
 
-@pytest.mark.parametrize("claims", ["b,c", ""])
+@pytest.mark.parametrize("claims", ["b", ""])
 def test_a_deleted_claim_is_red(recorded, claims):
     """A claim that is gone fails a session in which all others hold, or in which none is left."""
-    session = recorded.pytest(claims=claims)
-    assert session.code != 0
-    assert f"{A}: is stored, but no test has this id" in session.output
+    ended = session(recorded, claims=claims)
+    assert ended.code != 0
+    assert f"{A}: is stored, but no test has this id" in ended.output
 
 
-def test_a_deleted_test_file_is_red(project):
-    """Stored rows are missed when their whole file is gone."""
-    (project.root / "perf_tests" / "test_toy.py").unlink()
-    session = project.pytest()
-    assert session.code != 0
-    assert f"{A}: is stored, but no test has this id" in session.output
+def test_a_retired_claim_is_not_missing(project):
+    """A row that is retired with a reason may be gone; one whose test exists is not retired."""
+    item = {"test": A, "what": "a", "why": "slower", "figures": {}}
+    (project.root / "baselines" / "retired.json").write_text(json.dumps({"retired": [item]}))
+    ended = session(project, "perf_tests", "--quick", claims=CLAIMS.removeprefix("a,"))
+    assert ended.code == 0, ended.output
+    ended = session(project, "perf_tests", "-k", "[b]")
+    assert ended.code == 1
+    assert f"{A}: is in retired.json, but a test has this id" in ended.output
 
 
-def test_a_skipped_claim_is_red(project):
-    """A stored claim that skips itself was not measured, and the session says so."""
-    edit(project, "    claim(*", "    pytest.skip('no time') if name == 'a' else claim(*")
-    session = project.pytest()
-    assert session.code == 1
-    assert f"{A}: is stored, but was not measured" in session.output
-
-
-def test_a_claim_that_times_nothing_is_red(project):
-    """A test that takes the fixture and never uses it has not measured anything."""
-    edit(project, "    claim(*", "    name == 'a' or claim(*")
-    session = project.pytest()
-    assert session.code == 1
-    assert f"{A}: is stored, but was not measured" in session.output
-
-
-def test_a_rerun_is_red(project):
-    """A claim that runs twice fails, whoever repeats it."""
-    repeat = "\n    claim(*subject_and_reference(CLOCK, name, False), accuracy=same_outputs)\n"
-    edit(project, "accuracy=same_outputs)\n", "accuracy=same_outputs)" + repeat)
-    session = project.pytest()
-    assert session.code == 1
-    assert "reruns are not allowed" in session.output
-
-
-def test_a_time_whose_test_failed_is_not_stored(project, tmp_path):
-    """A test that fails after timing leaves no row in any file."""
-    edit(project, "same_outputs)\n", "same_outputs)\n    assert name != 'a'\n")
-    project.pytest("perf_tests", f"--benchmark-json={tmp_path / 'out.json'}")
-    names = [row["name"] for row in json.loads((tmp_path / "out.json").read_text())["benchmarks"]]
-    assert names == ["test_claim[b]", "test_claim[c]"]
-
-
-def test_a_foreign_baseline_is_red(project):
-    """A run of another machine is refused wherever it lies."""
-    edit_stored(project, lambda data: data["machine_info"].update(hardware="other"))
-    session = project.pytest()
-    assert session.code == 4
-    assert "recorded on other" in session.output
-    path = project.runs()[-1].replace(project.root / "other.json")
-    session = project.pytest("perf_tests", f"--benchmark-compare={path}")
-    assert session.code != 0
-
-
-def test_a_torn_baseline_is_red(project):
-    """Half a file is an error, not a reason to take an older one."""
+def test_a_foreign_or_torn_baseline_is_red(project):
+    """A run of another machine is refused wherever it lies; so is half a file."""
     run = project.runs()[-1]
-    run.with_name("0002_torn.json").write_text(run.read_text()[:1000])
-    session = project.pytest()
-    assert session.code == 4
-    assert "0002_torn.json is not a run of this suite" in session.output
+    torn = run.with_name("0002_torn.json")
+    torn.write_text(run.read_text()[:1000])
+    ended = session(project)
+    assert ended.code == 4
+    assert "0002_torn.json is not a run of this suite" in ended.output
+    torn.unlink()
+    edit_stored(project, lambda data: data["machine_info"].update(hardware="other"))
+    ended = session(project)
+    assert ended.code == 4
+    assert "recorded on other" in ended.output
+    path = run.replace(project.root / "other.json")
+    assert session(project, "perf_tests", f"--benchmark-compare={path}").code != 0
 
 
-def test_another_order_is_red(project):
-    """Claims run in one order; a plugin that shuffles them is found out."""
-    conftest(project, "\ndef pytest_collection_modifyitems(items):\n    items.reverse()\n")
-    session = project.pytest()
-    assert session.code == 4
-    assert "the order of the claims was changed" in session.output
-
-
-def test_a_tracer_is_red(project):
-    """Coverage, a debugger or a profiler beside the timing is found out."""
-    conftest(
-        project, "\nimport sys\ndef pytest_configure():\n    sys.settrace(lambda *event: None)\n"
-    )
-    session = project.pytest()
-    assert session.code == 4
-    assert "tracing" in session.output
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        (
+            "def pytest_collection_modifyitems(items):\n    items.reverse()\n",
+            "the order of the claims was changed",
+        ),
+        (
+            "import sys\ndef pytest_configure():\n    sys.settrace(lambda *event: None)\n",
+            "tracing",
+        ),
+    ],
+)
+def test_another_order_and_a_tracer_are_red(project, hook, reason):
+    """A plugin that shuffles the claims, and coverage, a debugger or a profiler, are refused."""
+    conftest(project, f"\n{hook}")
+    ended = session(project)
+    assert ended.code == 4
+    assert reason in ended.output
 
 
 # Recording
@@ -335,140 +327,125 @@ def test_a_tracer_is_red(project):
 def test_a_recording_refuses_a_dirty_tree(project):
     """What no commit describes cannot be a baseline."""
     (project.root / "new.py").touch()
-    session = project.pytest("perf_tests", "--record")
-    assert session.code == 4
-    assert "not committed: new.py" in session.output
+    ended = session(project, "perf_tests", "--record")
+    assert ended.code == 4
+    assert "not committed: new.py" in ended.output
 
 
-@pytest.mark.parametrize(
-    ("planted", "reason"),
-    [
-        ({"noise": 0.5}, "too noisy just now"),
-        ({"wrong": 1}, "accuracy failed"),
-        ({"drift": 1.1}, "differs from itself"),
-    ],
-)
-def test_a_recording_refuses_noise_and_failures(project, planted, reason):
-    """Noise, a failed accuracy and a void session each leave the old run as the only one."""
+def test_a_void_recording_stores_nothing(project):
+    """A recording whose control is out of band leaves the old run as the only one."""
     before = project.runs()
-    session = project.pytest("perf_tests", "--record", **planted)
-    assert session.code == 1
-    assert reason in session.output
+    ended = session(project, "perf_tests", "--record", "-k", "[a] or [b]", drift=1.1)
+    assert ended.code == 1
+    assert "differs from itself" in ended.output
     assert project.runs() == before
 
 
-@pytest.mark.parametrize(("slow", "said"), [(1.1, "× → 1.8"), (1.045, "× → 1.9"), (0.9, "× → 2.2")])
-def test_a_recording_becomes_the_next_baseline(project, slow, said):
-    """A change that a fresh process sees too is stored and said; then it holds."""
-    session = project.pytest("perf_tests", "--record", slow=slow)
-    assert session.code == 0, session.output
-    (line,) = [x for x in session.output.splitlines() if "in a fresh process: stored" in x]
-    assert line.startswith("test_claim[a]: 2.0")
-    assert said in line
-    assert "say why in baselines/README.md" in session.output
-    session = project.pytest(slow=slow)
-    assert session.code == 0, session.output
-    assert [path.name[:4] for path in project.runs()] == ["0001", "0002"]
+CHANGED = {"a": 1.1, "b": 1.045, "c": 0.9, "d": 1.01}
+"""Factors beyond the margin, and one within it."""
 
 
-def test_a_recording_says_nothing_of_a_change_within_the_margin(project):
-    """A row that moved by less than its margin is stored without a fresh process."""
-    session = project.pytest("perf_tests", "--record", slow=1.01)
-    assert session.code == 0, session.output
-    assert "fresh process" not in session.output
-    old, new = project.rows()
-    assert new[A]["log_ratio"] != old[A]["log_ratio"]
+def test_a_recording_stores_what_may_be_stored(project):
+    """Rows beyond and within the margin, a new claim, noise, wrong outputs and a renamed claim.
 
-
-@pytest.mark.parametrize(
-    ("planted", "reason"),
-    [
-        ({"SLOW": "1"}, "(holds): the old row stays"),
-        ({"SLOW": "0.9"}, "(improved): the old row stays"),
-        ({"SLOW": "1.05"}, "a fresh process says +5"),
-        ({"DRIFT": "1.1"}, "(void): the old row stays"),
-        ({"WRONG": "1"}, "accuracy failed, outputs differ"),
-    ],
-)
-def test_a_recording_refuses_a_change_that_a_fresh_process_does_not_see(project, planted, reason):
-    """Where the fresh process says otherwise, is void or inaccurate, the old row stays."""
-    project.plant(
-        "import os, sys\n"
-        "if '--confirm' in sys.argv:\n"
-        f"    os.environ.update({ {f'TOY_{key}': value for key, value in planted.items()} })\n"
+    A change that a fresh process sees too is stored and reported, then it holds; a row that may not
+    be stored costs that row, and an exit code, not the recording.
+    """
+    planted = {"slow": CHANGED, "claims": "a,b,c,d,e,f,new"}
+    ended = session(
+        project, "perf_tests", "--record", noise_of={"e": 0.9}, wrong={"f": True}, **planted
     )
-    session = project.pytest("perf_tests", "--record", slow=1.1)
-    assert session.code == 1, session.output
-    assert reason in session.output
-    assert "1 failed, 2 passed" in session.output
-    assert "say why" not in session.output
+    assert ended.code == 1, ended.output
+    assert "too noisy now" in failure(ended, "e")
+    assert "accuracy failed" in failure(ended, "f")
+    stored = [x for x in ended.output.splitlines() if "confirmed in a fresh process: stored" in x]
+    for line, name, now in zip(stored, "abc", ("1.8", "1.9", "2.2"), strict=True):
+        assert line.startswith(f"test_claim[{name}]: 2.0")
+        assert f"× → {now}" in line
+    assert "say why in baselines/README.md" in ended.output
     old, new = project.rows()
-    assert new[A] == old[A]
-    assert all(new[name] != old[name] for name in old if name != A)
+    assert {name for name in old if new.get(name) == old[name]} == {E, F}
+    assert new.keys() - old.keys() == {A.replace("[a]", "[new]")}
+    assert old.keys() - new.keys() == {G, H}
+    assert [path.name[:4] for path in project.runs()] == ["0001", "0002"]
+    ended = session(project, **planted)
+    assert ended.code == 0, ended.output
+    ended = session(project, "perf_tests", "--record", "-k", "[e]", **planted)  # tried again
+    assert ended.code == 0, ended.output
+    assert project.rows()[-1][E] != old[E]
+
+
+def test_a_recording_of_one_claim_keeps_the_others(project):
+    """Only the claims that are selected are renewed; the next session gates on all."""
+    ended = session(project, "perf_tests", "--record", "-k", "[a]", slow={"a": 1.1})
+    assert ended.code == 0, ended.output
+    old, new = project.rows()
+    assert new[A]["log_ratio"] > old[A]["log_ratio"] + 0.05
+    assert {name for name in old if new[name] == old[name]} == {B, C, D, E, F, G, H}
+
+
+def test_a_recording_refuses_a_change_that_a_fresh_process_does_not_see(project):
+    """In one session a fresh process says otherwise, of less, or fails accuracy: old rows stay."""
+    confirming = {"SLOW": {"a": 1, "b": 0.9, "c": 1.05, "d": 1.1}, "WRONG": {"d": True}}
+    project.plant(
+        "import json, os, sys\n"
+        "if '--confirm' in sys.argv:\n"
+        f"    os.environ.update({ {f'TOY_{k}': json.dumps(v) for k, v in confirming.items()} })\n"
+    )
+    slow = dict.fromkeys("abcd", 1.1)
+    ended = session(project, "perf_tests", "--record", slow=slow, claims="a,b,c,d,e")
+    assert ended.code == 1, ended.output
+    for name, reason in {
+        "a": "(holds): the old row stays",
+        "b": "(improved): the old row stays",
+        "c": "a fresh process measured +5",
+        "d": "accuracy failed, outputs differ",
+    }.items():
+        assert reason in failure(ended, name), name
+    assert "4 failed, 1 passed" in ended.output
+    assert "say why" not in ended.output
+    old, new = project.rows()
+    assert {name for name in new if new[name] == old[name]} == {A, B, C, D}
+
+
+def test_a_recording_refuses_a_change_that_void_processes_saw(project):
+    """Where each fresh process is void the old row stays, and no run is written for it alone."""
+    project.plant(
+        "import os, sys\nif '--confirm' in sys.argv:\n    os.environ['TOY_DRIFT'] = '1.1'\n"
+    )
+    ended = session(project, "perf_tests", "--record", "-k", "[a]", slow={"a": 1.1})
+    assert ended.code == 1, ended.output
+    assert "(void): the old row stays" in ended.output
+    assert "nothing was gated" not in ended.output
+    assert len(project.runs()) == 1
 
 
 def test_a_recording_that_measured_nothing_is_red(project):
-    """Where every claim is skipped, nothing can be stored, and that is said."""
+    """Where every claim is skipped, nothing can be stored, and the session says so."""
     for path in project.runs():
         path.unlink()
     project.plant(
         "import pytest\n\n@pytest.fixture\ndef claim(benchmark):\n    pytest.skip('not here')\n"
     )
-    session = project.pytest("perf_tests", "--record")
-    assert session.code == 1, session.output
-    assert "nothing was measured" in session.output
+    ended = session(project, "perf_tests", "--record")
+    assert ended.code == 1, ended.output
+    assert "nothing was measured" in ended.output
     assert not project.runs()
-
-
-def test_a_lone_row_that_is_refused_is_told_by_itself(project):
-    """Without any row to store no run is written, and one reason is given."""
-    session = project.pytest("perf_tests", "--record", "-k", "[a]", slow_once=1.1)
-    assert session.code == 1, session.output
-    assert "the old row stays" in session.output
-    assert "nothing was gated" not in session.output
-    assert len(project.runs()) == 1
-
-
-def test_a_recording_of_one_claim_keeps_the_others(project):
-    """Only the claims asked for are renewed; the next session gates on all."""
-    assert project.pytest("perf_tests", "--record", "-k", "[a]", slow=1.1).code == 0
-    old, new = project.rows()
-    assert new[A]["log_ratio"] > old[A]["log_ratio"] + 0.05
-    assert {name: row for name, row in new.items() if name != A} == {
-        name: row for name, row in old.items() if name != A
-    }
-    session = project.pytest(slow=1.1)
-    assert session.code == 0, session.output
-
-
-def test_a_noisy_row_keeps_its_old_figure_and_the_others_are_stored(project):
-    """A row that may not be stored costs that row, and an exit code, not the recording.
-
-    It can be tried again at once: what the recording wrote is no change to the code.
-    """
-    session = project.pytest("perf_tests", "--record", noise_of_c=0.9, claims="a,b,c,d")
-    assert session.code == 1
-    assert "too noisy just now" in session.output
-    old, new = project.rows()
-    assert new[C] == old[C]
-    assert len(new) == len(old) + 1
-    assert all(new[name] != old[name] for name in old if name != C)
-    assert project.pytest("perf_tests", "--record", "-k", "[c]").code == 0
-    assert project.rows()[-1][C] != old[C]
 
 
 def refused_recording(project, *arguments, **planted):
     """What a recording says that is red and stores nothing."""
-    session = project.pytest("perf_tests", "--record", *arguments, **planted)
-    assert session.code == 1
+    ended = session(project, "perf_tests", "--record", *arguments, **planted)
+    assert ended.code == 1, ended.output
     assert len(project.runs()) == 1
-    return session.output
+    return ended.output
 
 
 @pytest.mark.parametrize("argument", ["-x", "--maxfail=1"])
 def test_a_recording_that_was_stopped_stores_nothing(project, argument):
-    """A session that ended at its first failure has not come to its end."""
-    assert "did not come to its end" in refused_recording(project, argument, noise_of_c=0.9)
+    """A session that ended at its first failure did not finish."""
+    said = refused_recording(project, argument, wrong={"b": True})
+    assert "did not finish" in said
 
 
 def test_a_recording_is_of_the_commit_that_it_began_with(project):
@@ -481,7 +458,7 @@ def test_a_recording_is_of_the_commit_that_it_began_with(project):
         "    who = ['-c', 'user.name=a', '-c', 'user.email=a@example.org']\n"
         "    subprocess.run(['git', *who, 'commit', '--allow-empty', '-qm', 'x'], check=True)\n"
     )
-    assert "another commit was checked out" in refused_recording(project)
+    assert "another commit was checked out" in refused_recording(project, "-k", "[a]")
 
 
 def test_a_recording_that_cannot_be_written_says_so(project):
@@ -492,12 +469,12 @@ def test_a_recording_that_cannot_be_written_says_so(project):
         "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "os.fsync = full\n"
     )
-    said = refused_recording(project)
+    said = refused_recording(project, "-k", "[a]")
     assert "nothing was recorded" in said
     assert "No space left" in said
 
 
-def test_a_test_that_fails_after_its_timing_is_not_stored(project):
+def test_a_test_that_fails_in_teardown_is_not_stored(project):
     """Only rows whose test passed from setup to teardown become baselines."""
     project.plant(
         "import pytest\n"
@@ -506,16 +483,11 @@ def test_a_test_that_fails_after_its_timing_is_not_stored(project):
         "    yield\n"
         "    assert request.node.name != 'test_claim[a]'\n"
     )
-    assert project.pytest("perf_tests", "--record", slow=1.1).code == 1
+    ended = session(project, "perf_tests", "--record", "-k", "[a] or [b]", slow={"a": 1.1})
+    assert ended.code == 1
     old, new = project.rows()
     assert new[A] == old[A]
-
-
-def test_a_recording_lets_go_of_claims_that_are_gone(project):
-    """A renamed claim is red until a recording replaces its row."""
-    assert project.pytest("perf_tests", "--record", claims="new,b,c").code == 0
-    session = project.pytest(claims="new,b,c")
-    assert session.code == 0, session.output
+    assert new[B] != old[B]
 
 
 def test_a_recording_can_be_read_by_plain_pytest_benchmark(recorded):

@@ -21,9 +21,9 @@ from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.optimizations import ENGINES, load_engine, reference
 from mpnn.regression import claims, workloads
-from mpnn.regression.gate import NOT_RECORDED, Gate
-from mpnn.regression.process import PINNED
-from mpnn.regression.timing import Rule
+from mpnn.regression.machine import PINNED
+from mpnn.regression.session import Session
+from mpnn.regression.verdict import Rule, Verdict
 from mpnn.sampling import Constraints, Key, make_job
 from mpnn.synthetic import made_up_backbone
 from mpnn.weights import formula_weights
@@ -61,8 +61,8 @@ def jobs():
     return batch, make_job(batch.S, [free, bound], [Key(3, n, 0.1) for n in range(2)])
 
 
-def test_example_draws_the_letters_of_the_reference(engine, monkeypatch):
-    """The example's engine gives the reference's letters and scores in fewer steps."""
+def test_example_samples_the_sequences_of_the_reference(engine, monkeypatch):
+    """The example's engine gives the reference's sequences and scores in fewer steps."""
     batch, job = jobs()
     steps, gather = [], reference.StepRows.of
     monkeypatch.setattr(
@@ -80,7 +80,7 @@ def test_example_draws_the_letters_of_the_reference(engine, monkeypatch):
 
 @pytest.mark.parametrize("name", ["nowhere.engine:Engine", "mpnn.model:Engine", "fast", ":", "x:"])
 def test_an_engine_that_is_not_there_is_named(name):
-    """A name that leads to no engine is an error of the user's, and is told."""
+    """A name that leads to no engine is an error that repeats the name."""
     with pytest.raises(InputError, match=re.escape(name)):
         load_engine(formula_weights(SMALL), name)
 
@@ -92,15 +92,15 @@ def test_example_row_is_judged(engine, monkeypatch):
     assert f"`{PATH}`" in EXAMPLE
     assert CLAIM.id not in claims.BY_ID
     assert not claims.not_measured_here(CLAIM)
-    rule = Rule(pairs=7, looks=1, alpha_fail=1 / 128, alpha_pass=1 / 128, shortest_leg=1e-3)
+    rule = Rule(pairs=7, looks=1, alpha_fail=1 / 128, alpha_pass=1 / 128, shortest_run=1e-3)
     seconds = iter(range(10_000))
-    gate = Gate(stored=None, portable={})
-    timing = gate.time(CLAIM.id, *workloads.sides(CLAIM), rule, 0, lambda: next(seconds))
-    row = gate.row(CLAIM.id, timing, rule, workloads.accuracy(CLAIM, timing))
-    assert row["accuracy"]["passed"]
-    assert row["accuracy"]["text"].startswith("equal")
-    assert row["verdict"] == NOT_RECORDED
-    assert workloads.about(CLAIM, {})["engine"] == engine
+    session = Session(stored=None, portable={})
+    timing = session.time(CLAIM.id, *workloads.sides(CLAIM), rule, 0, lambda: next(seconds))
+    row = session.row(CLAIM.id, timing, rule, workloads.accuracy(CLAIM, timing))
+    assert row.accuracy.passed
+    assert row.accuracy.text.startswith("equal")
+    assert row.verdict is Verdict.NOT_RECORDED
+    assert workloads.about(CLAIM)["engine"] == engine
 
 
 @pytest.mark.slow

@@ -1,26 +1,31 @@
-"""The instrument's arithmetic, on made-up sequences and a simulated clock."""
+"""Timing, verdict and session, on synthetic sequences and a simulated clock."""
 
 import math
 import random
+from statistics import median
 
 import pytest
 from toys import SimulatedClock
 
-from mpnn.regression.gate import PORTABLE_MARGIN, RECORDING, Accuracy, Gate
+from mpnn.regression.rows import Accuracy, Row
+from mpnn.regression.session import Session
 from mpnn.regression.timing import (
     INPUTS,
     PairedTiming,
-    Rule,
     Side,
-    Verdict,
     balanced_repeats,
+    measure,
+    subject_first,
+)
+from mpnn.regression.verdict import (
+    PORTABLE_MARGIN,
+    RECORDING,
+    Rule,
+    Verdict,
     interval,
     judge,
-    measure,
-    median,
     quick,
     sign_test_bound,
-    subject_first,
 )
 
 
@@ -30,10 +35,9 @@ def simulate(seed, ratio=1.0, expected=0.0, rule=None, noise=0.03) -> PairedTimi
     return measure(*sides, rule or Rule(), expected=expected, seed=seed, clock=clock)
 
 
-def test_median_is_the_middle_value():
-    """The median of an odd number is its middle, of an even number the mean of its middle two."""
-    assert median([3.0, 1.0, 2.0]) == 2.0
-    assert median([4.0, 1.0, 2.0, 3.0]) == 2.5
+def stored(log_ratio):
+    """A row of this log-ratio, as a run before stored it."""
+    return Row(log_ratio, log_ratio, log_ratio, 0.03, 0.02, "recorded", Accuracy(True, "equal"))
 
 
 @pytest.mark.parametrize(
@@ -53,10 +57,10 @@ def test_too_few_values_have_no_bound():
 
 def test_bound_covers_the_median_as_often_as_it_promises():
     """Over 2,000 skewed samples the bound exceeds the true median no more often than alpha."""
-    lot, alpha, trials = random.Random(0), 0.05, 2000
+    generator, alpha, trials = random.Random(0), 0.05, 2000
     true_median = math.log(2)  # of the exponential distribution
     misses = sum(
-        sign_test_bound([lot.expovariate(1) for _ in range(40)], alpha) > true_median
+        sign_test_bound([generator.expovariate(1) for _ in range(40)], alpha) > true_median
         for _ in range(trials)
     )
     exact = sum(math.comb(40, i) for i in range(15)) / 2**40
@@ -81,12 +85,12 @@ def test_a_rule_without_a_bound_is_refused():
         (30.0, 30.0, (1, 1)),
     ],
 )
-def test_legs_are_balanced(subject, reference, repeats):
-    """Both legs last at least 15 ms and equally long, until a quarter of a second is reached."""
+def test_timed_runs_are_balanced(subject, reference, repeats):
+    """Both timed runs last at least 15 ms and equally long, up to a quarter of a second."""
     assert balanced_repeats(subject, reference, Rule()) == repeats
 
 
-def test_lot_is_balanced_and_reproducible():
+def test_random_order_is_balanced_and_reproducible():
     """Who goes first is even in each block of two, both ways occur, and the seed decides."""
     order = [first for first, _ in zip(subject_first(3), range(200), strict=False)]
     assert all(a != b for a, b in zip(order[::2], order[1::2], strict=True))
@@ -194,7 +198,7 @@ def test_quick_is_coarser_and_still_exact():
 
 
 def test_a_compiling_first_call_is_not_calibrated_by():
-    """Legs are balanced by what a call takes once the first has compiled or converted."""
+    """Timed runs are balanced by what a call takes once the first has compiled or converted."""
     clock = SimulatedClock(0, noise=0)
     side, calls = clock.side(0.02), []
 
@@ -207,14 +211,21 @@ def test_a_compiling_first_call_is_not_calibrated_by():
     assert timing.repeats == (1, 1)
 
 
-def test_figures_of_other_machines_count_where_they_say_something():
-    """Without a record of its own a machine is held to the others', but not in their arithmetic."""
-    elsewhere = Gate(None, {"a": -0.5})
-    expected, used = elsewhere.expectation("a", Rule())
-    assert (expected, used.margin) == (-0.5, PORTABLE_MARGIN)
-    assert elsewhere.expectation("a", Rule(portable=False))[0] is None
-    stored = Gate({"a": {"log_ratio": -0.4}}, {"a": -0.5})
-    assert stored.expectation("a", Rule(portable=False))[0] == -0.4
+def test_ratios_of_other_machines_are_used_only_for_portable_rules():
+    """A machine without a stored run is judged by the others, but not in other arithmetic."""
+    elsewhere = Session(None, {"a": -0.5})
+    expected = elsewhere.expectation("a", Rule())
+    assert (expected.log_ratio, expected.rule.margin) == (-0.5, PORTABLE_MARGIN)
+    assert elsewhere.expectation("a", Rule(portable=False)).log_ratio is None
+    own = Session({"a": stored(-0.4)}, {"a": -0.5})
+    assert own.expectation("a", Rule(portable=False)).log_ratio == -0.4
+
+
+def judged(session, accuracy, ratio=1.0, noise=0.02):
+    """The row of claim `a`, whose subject takes `ratio` times as long as its reference."""
+    clock = SimulatedClock(0, noise)
+    timing = session.time("a", clock.side(0.02 * ratio), clock.side(0.02), Rule(), 0, clock)
+    return session.row("a", timing, Rule(), accuracy)
 
 
 @pytest.mark.parametrize(
@@ -223,29 +234,23 @@ def test_figures_of_other_machines_count_where_they_say_something():
 def test_a_network_that_recovers_less_than_was_recorded_fails(recovery, passed):
     """Half a point is the margin; a recovery that is gone fails too, and a recording takes both."""
     figures = {} if recovery is None else {"recovery": recovery}
-    found = Accuracy(True, "recovery so and so", figures)
-    stored = {"recoveries": {"a": 44.0}}
-    held = Gate({}, {}, **stored).held_recovery("a", found)
+    found = Accuracy(True, "as measured", figures)
+    held = judged(Session({}, {}, recoveries={"a": 44.0}), found).accuracy
     assert held.passed is passed
-    assert held.text.endswith("so and so" if passed else "recorded with a recovery of 44.0 %")
-    assert Gate({}, {}, **stored).held_recovery("b", found) == found
-    assert Gate({}, {}, recording=True, **stored).held_recovery("a", found) == found
-
-
-def test_a_row_is_held_against_the_recovery_that_was_recorded():
-    """What the outputs say of recovery enters the row as it was judged."""
-    gate, clock = Gate({}, {}, recoveries={"a": 44.0}), SimulatedClock(0)
-    timing = gate.time("a", clock.side(0.02), clock.side(0.02), Rule(), 0, clock)
-    row = gate.row("a", timing, Rule(), Accuracy(True, "as always", {"recovery": 30.0}))
-    assert not row["accuracy"]["passed"]
+    assert held.text.endswith("measured" if passed else "recorded with a recovery of 44.0 %")
+    assert judged(Session({}, {}, recoveries={"b": 44.0}), found).accuracy == found
+    recording = Session({}, {}, recording=True, recoveries={"a": 44.0})
+    assert judged(recording, found).accuracy == found
 
 
 def test_a_recording_looks_longer():
     """Noise costs a recording time before it costs a row; a judging session keeps to its rule."""
-    rule, stored = Rule(), {"a": {"log_ratio": -0.5}}
-    assert Gate(stored, {}).expectation("a", rule) == (-0.5, rule)
-    expected, used = Gate(stored, {}, recording=True).expectation("a", rule)
-    assert expected == -0.5
+    rule, rows = Rule(), {"a": stored(-0.5)}
+    gated = Session(rows, {}).expectation("a", rule)
+    assert (gated.log_ratio, gated.rule) == (-0.5, rule)
+    recorded = Session(rows, {}, recording=True).expectation("a", rule)
+    assert recorded.log_ratio == -0.5
+    used = recorded.rule
     assert (used.looks, used.budget) == (RECORDING * rule.looks, RECORDING * rule.budget)
     assert (used.pairs, used.margin) == (rule.pairs, rule.margin)
 
@@ -254,11 +259,9 @@ def test_a_recording_looks_longer():
     ("ratio", "verdict"), [(1.1, "regressed"), (0.9, "improved"), (1.01, "recorded")]
 )
 def test_a_recording_compares_once_the_row_can_be_stored(ratio, verdict):
-    """A change ends no look before the interval is narrow; then it is told from none."""
-    gate = Gate({"a": {"log_ratio": 0.0}}, {}, recording=True)
-    clock = SimulatedClock(0, 0.05)
-    timing = gate.time("a", clock.side(0.02 * ratio), clock.side(0.02), Rule(), 0, clock)
-    row = gate.row("a", timing, Rule(), Accuracy(True, "equal"))
-    assert timing.looks > 1
-    assert math.expm1(row["log_ratio_high"] - row["log_ratio_low"]) < Rule().margin
-    assert (row["expected"], row["verdict"]) == (0.0, verdict)
+    """A change ends no look before the interval is narrow enough to tell it from none."""
+    session = Session({"a": stored(0.0)}, {}, recording=True)
+    row = judged(session, Accuracy(True, "equal"), ratio, noise=0.05)
+    assert row.looks > 1
+    assert math.expm1(row.log_ratio_high - row.log_ratio_low) < Rule().margin
+    assert (row.expected, row.verdict) == (0.0, verdict)

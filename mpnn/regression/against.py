@@ -1,9 +1,9 @@
-"""A working tree against a commit: both built apart, timed in alternating fresh processes.
+"""A working tree against a commit: each in its own environment, timed in alternating processes.
 
-This gates a pull request where no baseline of the machine exists. A pair is one process of each;
-which goes first is drawn. The figure is the median over pairs of ln(head/base) for every claim,
-with a bootstrap interval over the pairs of processes. Before, the head's outputs are held against
-those of its references once: a head that is fast and wrong does not go in.
+This gates a pull request where no baseline of the machine exists. A pair is one fresh process of
+each, in random order. The figure is the median over pairs of ln(head/base) for every claim, with a
+bootstrap interval over the pairs of processes. Before that, the head's outputs are compared once
+with those of its references: a head that is fast and wrong fails.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 from typing import Any
 
 from mpnn.errors import InputError
-from mpnn.regression.process import PINNED
-from mpnn.regression.table import markdown
-from mpnn.regression.timing import Verdict, median, subject_first
+from mpnn.regression.baselines import retired
+from mpnn.regression.machine import PINNED
+from mpnn.regression.tables import markdown
+from mpnn.regression.timing import subject_first
+from mpnn.regression.verdict import Verdict, place
 
 PAIRS = 10
 MARGIN = 0.05
 CONFIDENCE = 0.99
 RESAMPLES = 4000
 EXTRAS = ("bench", "coreml", "knn", "mlx", "onnx")
-"""What the timed environment holds beside the dependencies, where the tree knows the extra."""
+"""Extras installed beside the dependencies, where the tree has them."""
 WORKER = Path(__file__).with_name("against_worker.py")
 
 Seconds = Mapping[str, float]
@@ -58,7 +61,7 @@ class Tree:
         return seconds
 
     def check(self, word: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """Why outputs of claims whose id contains `word` are wrong, and why others cannot be had.
+        """Why outputs of claims whose id contains `word` are wrong, and why others cannot run.
 
         Raises:
             InputError: as `time`.
@@ -94,13 +97,8 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Regressed or improved beyond the margin, inside it, or not to be told."""
-        limit = math.log1p(MARGIN)
-        if self.low > limit:
-            return Verdict.REGRESSED
-        if self.high < -limit:
-            return Verdict.IMPROVED
-        return Verdict.HOLDS if -limit < self.low and self.high < limit else Verdict.UNDECIDED
+        """By where the interval lies against the margin."""
+        return place(self.low, self.high, math.log1p(MARGIN))
 
     def cells(self) -> tuple[str, ...]:
         """The row of the table: change of time in per cent."""
@@ -134,7 +132,7 @@ def python_for(tree: Path, head: Path) -> Path:
     if wanted == _dependencies(head):
         return Path(sys.executable)
     environment = tree.with_name(tree.name + "-venv")
-    venv.create(environment, symlinks=True, with_pip=True)
+    venv.create(environment, symlinks=True, with_pip=bool(wanted))
     python = environment / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "-q", *wanted]
     if wanted and subprocess.run(install, check=False).returncode:
@@ -145,7 +143,7 @@ def python_for(tree: Path, head: Path) -> Path:
 def alternate(
     base: Callable[[], Seconds], head: Callable[[], Seconds], pairs: int, seed: int = 0
 ) -> tuple[list[Seconds], list[Seconds]]:
-    """Runs both `pairs` times, side by side, the first of each pair by lot."""
+    """Runs both `pairs` times, in random order within each pair."""
     times: tuple[list[Seconds], list[Seconds]] = [], []
     for head_first in islice(subject_first(seed), pairs):
         for which in (1, 0) if head_first else (0, 1):
@@ -165,16 +163,16 @@ def problems(
     found: Sequence[Difference],
     failures: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """Why the head may not go in; empty if it may.
+    """Why the head fails; empty if it passes.
 
     Args:
-        base: of the claims of the base.
-        head: the same of the head.
+        base: seconds of the claims of the base.
+        head: seconds of the claims of the head.
         found: how they differ.
-        failures: claims of the head whose outputs are wrong, and in what.
+        failures: claims of the head whose outputs are wrong, with the reason.
     """
     said = [f"{name}: accuracy failed, {text}" for name, text in failures.items()]
-    said += [f"{name}: is a claim of the base and gone in the head" for name in base.keys() - head]
+    said += [f"{name}: is a claim of the base that the head lacks" for name in base.keys() - head]
     said += [
         f"{d.name}: regressed by {math.expm1(d.log_ratio):.1%}"
         for d in found
@@ -193,13 +191,12 @@ def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tu
 
     Args:
         root: the repository.
-        revision: the commit, in git's words.
+        revision: the commit, as git names it.
         word: only claims whose id contains it.
         pairs: processes of each.
 
     Returns:
-        A Markdown table with what could not be measured, and the reasons why the head may not go
-        in.
+        A Markdown table with what could not be measured, and the reasons why the head fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = check_out(root, revision, Path(folder) / "base")
@@ -207,24 +204,31 @@ def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tu
         head = Tree(root, Path(sys.executable))
         failures, left_out = head.check(word)
         times = alternate(lambda: base.time(word), lambda: head.time(word), pairs)
+    kept = {name: seconds for name, seconds in times[0][0].items() if name not in _retired(root)}
     found = differences(*times)
     table = markdown(("claim", f"change of time against {revision}", "verdict"), [
         difference.cells() for difference in found
     ])  # fmt: skip
     table += "".join(f"\n\n`{name}` not measured here: {why}" for name, why in left_out.items())
-    return table, problems(times[0][0], times[1][0], found, failures)
+    return table, problems(kept, times[1][0], found, failures)
+
+
+def _retired(root: Path) -> set[str]:
+    """Ids of the claims that a tree has retired with a reason."""
+    tests = (row.test for row in retired(root / "baselines"))
+    return {test.partition("[")[2].removesuffix("]") for test in tests}
 
 
 def _difference(name: str, base: Sequence[Seconds], head: Sequence[Seconds]) -> Difference:
     ratios = [math.log(h[name] / b[name]) for b, h in zip(base, head, strict=True)]
-    lot = random.Random(0)
-    medians = sorted(median(lot.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
+    choices = random.Random(0).choices
+    medians = sorted(median(choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
     tail = round((1 - CONFIDENCE) / 2 * RESAMPLES)
     return Difference(name, median(ratios), medians[tail], medians[-1 - tail])
 
 
 def _dependencies(tree: Path) -> list[str]:
-    """What a tree needs, and what those of the timed extras need that it has."""
+    """Requirements of a tree and of those timed extras that it has."""
     path = tree / "pyproject.toml"
     project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
     extras = project.get("optional-dependencies", {})

@@ -1,4 +1,4 @@
-"""How the outputs of the timed legs are held against each other: one function for each kind."""
+"""How the outputs of the timed runs are compared: one function for each kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpnn.backbone import Backbone
 from mpnn.equality import ROUNDING, flips, largest_difference
 from mpnn.graph import CA
 from mpnn.recovery import agreement, expected_recovery, kl_divergence
-from mpnn.regression.gate import Accuracy
+from mpnn.regression.rows import Accuracy
 from mpnn.sampling import Job, Samples
 from mpnn.schedule import FloatArray, IntArray
 from mpnn.weights import Card
@@ -22,19 +22,19 @@ RECOVERY_SET = "ts50"
 """The set of proteins, named in checkpoints' cards, whose recovery stands in a row."""
 
 MOST_FLIPPED = 0.1
-"""Share of residues whose likeliest letter fewer bits may change: twice what int8 does."""
+"""Share of residues whose top-1 letter reduced precision may change: twice what int8 does."""
 
 LEAST_CHANGE = -0.002
-"""Change of the mean probability of the native letter that still counts as none, of fewer bits."""
+"""Change of expected recovery that reduced precision may cost, as a fraction."""
 
 SAME_DISTANCE = 1e-4
-"""Å by which a neighbor's distance may differ: of two residues equally far, but for rounding,
-a search may take either."""
+"""Å by which a neighbor's distance may differ: of two residues equally far up to rounding, a search
+may take either."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One protein's job and what both sides made of it."""
+    """One protein's job and the outputs of both sides."""
 
     name: str
     job: Job
@@ -52,7 +52,7 @@ class GraphPair:
 
 
 def equality(pairs: Sequence[Pair]) -> Accuracy:
-    """The same letters, and log-probabilities equal up to rounding.
+    """The same sequences, and log-probabilities equal up to rounding.
 
     Where rounding alone flipped a near-tie, the residue is named and the claim stands; samples
     that differ are left out of the largest difference.
@@ -62,7 +62,7 @@ def equality(pairs: Sequence[Pair]) -> Accuracy:
     differences = [largest_difference(p.reference, p.subject) for p in pairs]
     largest = max((d for d in differences if not math.isnan(d)), default=math.inf)
     if any(np.isnan(side.log_probs).any() for p in pairs for side in (p.reference, p.subject)):
-        return Accuracy(passed=False, text="log-probabilities that are no numbers")
+        return Accuracy(passed=False, text="log-probabilities are NaN")
     text = "equal"
     if found:
         name, flip = (changed or found)[0]
@@ -85,11 +85,9 @@ def equality(pairs: Sequence[Pair]) -> Accuracy:
 def closeness(pairs: Sequence[Pair], band: float) -> Accuracy:
     """Log-probabilities within `band` nats of the reference's, and what the differences do.
 
-    They may flip no more likeliest letters than `MOST_FLIPPED`, nor cost more expected recovery
-    than `LEAST_CHANGE`.
-
-    Residues after the first letter that differs see other letters than the reference's, and say
-    nothing about the engine: they are left out.
+    They may flip the top-1 letter of at most `MOST_FLIPPED` of the residues, and cost at most
+    `LEAST_CHANGE` of expected recovery. Residues after the first that differs are conditioned on
+    another sequence and say nothing about the engine: they are left out.
     """
     compared = [_compared(pair) for pair in pairs]
     ours, theirs, native = (np.concatenate(x) for x in zip(*compared, strict=True))
@@ -112,9 +110,9 @@ def closeness(pairs: Sequence[Pair], band: float) -> Accuracy:
 
 
 def _compared(pair: Pair) -> tuple[NDArray[np.floating], NDArray[np.floating], IntArray]:
-    """Both sides' log-probabilities [M, 21] and the native letters [M] of the residues that count.
+    """Both sides' log-probabilities [M, 21] and the native residues [M] that are compared.
 
-    Those are the designed ones of each sample up to, and with, the first whose letters differ.
+    Those are the designed ones of each sample up to and including the first that differs.
     """
     job, subject, reference = pair.job, pair.subject, pair.reference
     first = np.where(subject.S != reference.S, job.rank, job.rank.shape[-1]).min(-1, keepdims=True)
@@ -124,7 +122,7 @@ def _compared(pair: Pair) -> tuple[NDArray[np.floating], NDArray[np.floating], I
 
 
 def same_neighbors(pairs: Sequence[GraphPair]) -> Accuracy:
-    """Every residue's neighbors are as far away as those that the reference finds."""
+    """Every residue's neighbors are as far away as those of the reference."""
     differences = [
         np.abs(_distances(p.protein, p.subject) - _distances(p.protein, p.reference)) for p in pairs
     ]
@@ -147,8 +145,8 @@ def recovery(outputs: Sequence[Samples], card: Card | None, reference: Card | No
     """Probabilities that sum to one, and the recovery that the checkpoints' cards state.
 
     Args:
-        outputs: of the subject, on backbones that are mostly made up: they have no recovery.
-        card: of the subject's checkpoint, None while it is untrained.
+        outputs: of the subject, mostly on synthetic backbones, which have no recovery.
+        card: of the subject's checkpoint; None without trained weights.
         reference: the same of the reference.
     """
     totals = np.concatenate([np.exp(output.log_probs).sum(-1).ravel() for output in outputs])

@@ -1,19 +1,19 @@
-"""The pytest plugin: a `claim` fixture over pytest-benchmark, and a session that cannot pass idly.
+"""The pytest plugin: a `claim` fixture, and a session that fails unless it really gated something.
 
-pytest-benchmark times, stores and compares; this plugin adds the paired timing, the verdict as an
-ordinary test failure, and a non-zero exit for every way of being green without having gated. It
-keeps quiet in sessions without claims.
+pytest-benchmark times, stores and compares; this plugin adds paired timing, the verdict as an
+ordinary test failure, and a non-zero exit code for every way of passing without having gated. Each
+hook only calls the other modules. Sessions without claims are left alone.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,30 @@ import pytest
 
 from mpnn.atomic import write_whole
 from mpnn.errors import InputError
-from mpnn.regression import against, baselines
-from mpnn.regression.gate import CHANGED, NOT_RECORDED, PORTABLE_MARGIN, Check, Gate, describe
-from mpnn.regression.hardware import this_machine
-from mpnn.regression.process import disturbances, fresh_verdict, restart_pinned
-from mpnn.regression.table import moved, session_markdown, session_table
-from mpnn.regression.timing import Clock, PairedTiming, Rule, Side, Verdict
+from mpnn.regression import against, baselines, machine
+from mpnn.regression.rows import Row
+from mpnn.regression.session import Check, Session, require_committed
+from mpnn.regression.tables import moved, session_markdown, session_table
+from mpnn.regression.timing import Clock, PairedTiming, Side
+from mpnn.regression.verdict import (
+    CHANGED,
+    PORTABLE_MARGIN,
+    Outcome,
+    Rule,
+    confirmed,
+    outcome,
+    refusals,
+)
 
 CONFIRMATIONS = 2
 """Fresh processes that may confirm a change, until one is not void."""
 
-VOID = "void"
-"""Said of a fresh process whose control was out of its band."""
-
 DEFAULT_STORAGE = "file://./.benchmarks"
-GATE = pytest.StashKey[Gate]()
+GATE = pytest.StashKey[Session]()
 COLLECTED = pytest.StashKey[list[str]]()  # before deselection
 SELECTED = pytest.StashKey[list[str]]()
 PASSED = pytest.StashKey[set[str]]()
-COMMIT = pytest.StashKey[str]()  # that a recording began with
+COMMIT = pytest.StashKey[str]()  # at the start of a recording
 PROBLEMS = pytest.StashKey[list[str]]()
 MOVED = pytest.StashKey[list[str]]()  # rows that were stored changed
 REPORTED_VERSIONS = (
@@ -85,44 +90,41 @@ def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark opens its storage
 def pytest_configure(config: pytest.Config) -> None:
     """Points pytest-benchmark at this machine's folder and reads what is stored there."""
-    if config.pluginmanager.has_plugin("pytest-benchmark"):
-        raise pytest.UsageError("the claims were found too late: start with `pytest perf_tests`")
+    root, option = baselines_root(config), config.option
+    if reason := _unusable(config, root):
+        raise pytest.UsageError(reason)
+    hardware = machine.this_machine().id
+    option.benchmark_storage = f"file://{root / hardware}"
+    try:
+        session = Session.of(root, hardware, option.record, option.quick)
+        if option.record:
+            config.stash[COMMIT] = require_committed(config.rootpath)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
+    if option.record or (option.benchmark_compare is True and session.stored is None):
+        option.benchmark_compare = []  # nothing to show beside the new rows
+    elif session.stored is not None and not option.benchmark_compare:
+        option.benchmark_compare = True
+    config.stash[GATE] = session
+
+
+def _unusable(config: pytest.Config, root: Path) -> str:
+    """Which option or plugin would keep the session from gating; '' if none does."""
     option = config.option
+    if config.pluginmanager.has_plugin("pytest-benchmark"):
+        return "the claims were found too late: start with `pytest perf_tests`"
     if option.benchmark_storage != DEFAULT_STORAGE:
-        raise pytest.UsageError("the gate reads baselines/<hardware>: drop --benchmark-storage")
+        return "the gate reads baselines/<hardware>: drop --benchmark-storage"
     if option.benchmark_save or option.benchmark_autosave:
-        raise pytest.UsageError(
+        return (
             "a gated run must not become a baseline by itself: drop --benchmark-save and "
             "--benchmark-autosave; `tox -e record` writes baselines"
         )
     if option.record and option.quick:
-        raise pytest.UsageError("a recording takes the looks that it needs: drop --quick")
-    root = baselines_root(config)
-    folder = root / this_machine().id
+        return "a recording takes the looks that it needs: drop --quick"
     if option.benchmark_json and root in Path(option.benchmark_json).resolve().parents:
-        raise pytest.UsageError("only `tox -e record` writes into baselines/")
-    option.benchmark_storage = f"file://{folder}"
-    try:
-        stored = baselines.history(folder)
-        if option.record:
-            refuse_uncommitted(config)
-            config.stash[COMMIT] = str(baselines.commit_info(config.rootpath)["id"])
-        latest = baselines.latest_runs(root)
-    except InputError as error:
-        raise pytest.UsageError(str(error)) from error
-    if option.record or (option.benchmark_compare is True and not stored):
-        option.benchmark_compare = []  # nothing to show beside the new rows
-    elif stored and not option.benchmark_compare:
-        option.benchmark_compare = True
-    rows = stored[-1].rows if stored else None
-    config.stash[GATE] = Gate(
-        stored=rows,
-        portable=baselines.portable_rows(latest),
-        recording=option.record,
-        quick=option.quick,
-        recoveries=baselines.stated_recoveries(latest),
-        common=baselines.common_rows(latest),
-    )
+        return "only `tox -e record` writes into baselines/"
+    return ""
 
 
 def baselines_root(config: pytest.Config) -> Path:
@@ -130,23 +132,9 @@ def baselines_root(config: pytest.Config) -> Path:
     return config.rootpath / "baselines"
 
 
-def refuse_uncommitted(config: pytest.Config) -> None:
-    """Raises `InputError` if the working tree holds what no commit describes."""
-    changed = [
-        path
-        for path in baselines.uncommitted(config.rootpath)
-        if Path(path).parts[0] != "baselines"  # what other recordings wrote
-    ]
-    if changed:
-        raise InputError(
-            f"a baseline must name the commit that it measures, and these are not committed: "
-            f"{', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}"
-        )
-
-
 def pytest_benchmark_generate_machine_info() -> dict[str, object]:
     """Machine without what changes from day to day (host, kernel, clock rate)."""
-    return this_machine().machine_info()
+    return machine.this_machine().machine_info()
 
 
 def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, object]:
@@ -168,14 +156,8 @@ def pytest_benchmark_compare_machine_info(
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Adds the versions that were measured and the control to every stored or written run."""
     output_json["versions"] = {"python": platform.python_version(), **dict(_versions())}
-    control = config.stash[GATE].control
-    if control is not None:
-        low, high = control.interval(0.01)
-        output_json["control"] = {
-            "log_ratio": control.log_ratio,
-            "log_ratio_low": low,
-            "log_ratio_high": high,
-        }
+    if control := config.stash[GATE].control_info():
+        output_json["control"] = control
 
 
 @pytest.hookimpl(tryfirst=True)  # before anything is deselected or reordered
@@ -187,20 +169,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Makes the process fit for timing, or refuses, once it is known that there are claims."""
+    """Prepares the process for timing, or refuses, once it is known that there are claims."""
     config = session.config
     selected = [item.nodeid for item in session.items if _is_claim(item)]
     config.stash[SELECTED] = selected
     if not selected:
         return
-    collected = config.stash[COLLECTED]
-    found = disturbances(config)
-    if selected != [name for name in collected if name in set(selected)]:
+    found = machine.disturbances(config)
+    if selected != [name for name in config.stash[COLLECTED] if name in set(selected)]:
         found.append("the order of the claims was changed: they run in one order")
     if found:
         raise pytest.UsageError("; ".join(found))
     if not config.option.collectonly:
-        restart_pinned(config)
+        try:
+            machine.restart_pinned(config)
+        except InputError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.fixture(scope="session")
@@ -224,7 +208,7 @@ def claim(
 ) -> ClaimFixture:
     """`claim(subject, reference, accuracy=..., rule=..., about=...)` times, checks and judges."""
     config, name = request.config, request.node.nodeid
-    gate = config.stash[GATE]
+    session = config.stash[GATE]
 
     def run(
         subject: Side,
@@ -236,88 +220,61 @@ def claim(
     ) -> PairedTiming:
         if benchmark.disabled:
             pytest.fail("benchmarks are disabled (xdist or --benchmark-disable): not timed", False)
-        if name in gate.rows:
+        if name in session.rows:
             pytest.fail("this claim has run in this session before: reruns are not allowed", False)
         seed = zlib.crc32(name.encode())
-        gate.time_control(perf_control or reference, seed, perf_clock)
-        timing = gate.time(name, subject, reference, rule, seed, perf_clock)
+        session.time_control(perf_control or reference, seed, perf_clock)
+        timing = session.time(name, subject, reference, rule, seed, perf_clock)
         _fill(benchmark, subject, timing)
-        row = gate.row(name, timing, rule, accuracy(timing)) | dict(about or {})
-        gate.rows[name] = row
-        if row["verdict"] in CHANGED and not config.option.confirm:
-            _confirm(config, name, row)
-        benchmark.extra_info.update(row)
-        _speak(config, name, row)
+        row = replace(session.row(name, timing, rule, accuracy(timing)), about=dict(about or {}))
+        session.rows[name] = row
+        if row.verdict in CHANGED and not config.option.confirm:
+            row = session.rows[name] = _confirm(config, name, row)
+        benchmark.extra_info.update(row.extra_info())
+        _end(_outcome(config, row))
         return timing
 
     return run
 
 
 def _fill(benchmark: Any, subject: Side, timing: PairedTiming) -> None:
-    """Gives pytest-benchmark the legs of the subject, in seconds per unit."""
+    """Gives pytest-benchmark the timed runs of the subject, in seconds per unit."""
     iterations = timing.repeats[0] * subject.units
     benchmark.pedantic(subject.call, args=(0,), rounds=1)  # makes the row
-    benchmark.stats.stats.data.clear()  # that one call stood outside the pairs
+    benchmark.stats.stats.data.clear()  # that one call was not part of a pair
     benchmark.stats.iterations = iterations
     for seconds in timing.subject_seconds:
         benchmark.stats.update(seconds * iterations)
 
 
-def _confirm(config: pytest.Config, name: str, row: dict[str, Any]) -> None:
-    """A change counts only if a fresh process sees it too, one whose own control is in its band.
-
-    A gate asks for the same verdict, a recording for the same figure, within the margin.
-    """
-    row["first_verdict"] = row["verdict"]
-    for _ in range(CONFIRMATIONS):
-        again = fresh_verdict(config, name)
-        if not again["void"]:
-            break
-    row["second_log_ratio"] = again["log_ratio"]
-    row["second_verdict"] = VOID if again["void"] else again["verdict"]
-    if not again["accuracy"]["passed"]:
-        row["accuracy"] = again["accuracy"]
-    if config.stash[GATE].recording:
-        same = abs(again["log_ratio"] - row["log_ratio"]) <= math.log1p(row["margin"])
-    else:
-        same = again["verdict"] == row["verdict"]
-    if again["void"] or not same:
-        row["verdict"] = Verdict.UNDECIDED
+def _confirm(config: pytest.Config, name: str, row: Row) -> Row:
+    """A changed row after fresh processes have measured it, until one is not void."""
+    try:
+        for _ in range(CONFIRMATIONS):
+            again = machine.fresh_row(config, name)
+            void = again.pop("void")
+            if not void:
+                break
+    except InputError as error:
+        pytest.fail(str(error), False)
+    return confirmed(row, Row.of(again), bool(void), config.stash[GATE].recording)
 
 
-def _speak(config: pytest.Config, name: str, row: Mapping[str, Any]) -> None:
-    """Turns a row into the outcome of its test."""
-    gate, option = config.stash[GATE], config.option
-    if option.confirm:
-        Path(option.confirm).write_text(json.dumps({**row, "void": gate.void}))
-        return
-    if gate.void:
-        pytest.fail(gate.void, False)
-    if not row["accuracy"]["passed"]:
-        pytest.fail(f"void: accuracy failed, {row['accuracy']['text']}; {describe(row)}", False)
-    if gate.recording:
-        reasons = baselines.refusals({name: row})
-        if reasons:
-            pytest.fail(reasons[0], False)
-        return
-    figures = describe(row)
-    if row["verdict"] == NOT_RECORDED:
-        message = f"no stored figure ({figures}): `tox -e record` stores it"
-        pytest.fail(message, False) if gate.stored is not None else pytest.skip(message)
-    failures = {
-        Verdict.REGRESSED: f"regressed: {figures}; confirmed in a fresh process",
-        Verdict.IMPROVED: f"improved: {figures}; `tox -e record` keeps the gain",
-    }
-    if row["verdict"] in failures:
-        pytest.fail(failures[row["verdict"]], False)
-    if row.get("second_verdict") == VOID:
-        pytest.fail(
-            f"{row['first_verdict']}, but none of {CONFIRMATIONS} fresh processes could tell: "
-            f"there the reference differed from itself; {figures}",
-            False,
-        )
-    if row["verdict"] == Verdict.UNDECIDED:
-        pytest.skip(f"undecided: {figures}")
+def _outcome(config: pytest.Config, row: Row) -> Outcome:
+    """The outcome of a claim's test; with --confirm its row goes to a file instead."""
+    session, path = config.stash[GATE], config.option.confirm
+    if path:
+        Path(path).write_text(json.dumps({**row.extra_info(), "void": session.void}))
+        return Outcome()
+    return outcome(row, session.void, session.recording, session.stored is not None)
+
+
+def _end(found: Outcome) -> None:
+    """Ends a test with an outcome."""
+    if found.status == "failed":
+        pytest.fail(found.message, False)
+    if found.status == "skipped":
+        pytest.skip(found.message)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -339,63 +296,73 @@ def pytest_runtest_makereport(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Looks for claims that went missing; stores those rows of a recording that may be stored."""
+    """Finds claims that went missing; stores those rows of a recording that may be stored."""
     config = session.config
-    gate, option = config.stash.get(GATE, None), config.option
-    if gate is None or option.collectonly or SELECTED not in config.stash:
+    if GATE not in config.stash or config.option.collectonly or SELECTED not in config.stash:
         return
-    selected: list[str] = config.stash[SELECTED]
-    if selected and option.confirm:  # whoever asked for the row reads it, and judges
-        config.stash[PROBLEMS] = [f"--confirm judges nothing: the row goes to {option.confirm}"]
-        if session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        return
-    vanished = _vanished(config, gate)
-    problems = gate.problems(selected, () if option.record else vanished)
+    gate, path = config.stash[GATE], config.option.confirm
+    selected, collected = config.stash[SELECTED], config.stash[COLLECTED]
+    if selected and path:  # the session that reads the row judges it
+        problems = [f"--confirm judges nothing: the row goes to {path}"]
+    else:
+        vanished = _vanished(config, gate)
+        problems = gate.problems(collected, selected, () if gate.recording else vanished)
+        if gate.recording:
+            problems += refusals(gate.rows) + _record(session, vanished)
     config.stash[PROBLEMS] = problems
-    if option.record:
-        problems += baselines.refusals(gate.rows)
-        ended = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        if not ended or session.shouldfail or session.shouldstop:
-            problems.append("nothing was recorded: the session did not come to its end")
-        elif not gate.void:
-            problems += _record(config, vanished)
     if problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _vanished(config: pytest.Config, gate: Gate) -> list[str]:
+def _vanished(config: pytest.Config, gate: Session) -> list[str]:
     """Stored rows that belong to the files of this session, but to no test in them."""
     paths = [Path(config.invocation_params.dir, argument).resolve() for argument in config.args]
     left_out = [path.resolve() for path in map(Path, config.getoption("ignore", None) or ())]
-    collected: list[str] = config.stash[COLLECTED]
+    collected = config.stash[COLLECTED]
 
-    def asked_for(name: str) -> bool:
+    def included(name: str) -> bool:
         file = (config.rootpath / name.split("::")[0]).resolve()
         if file in left_out and file.exists():
             return False
         return any(path == file or path in file.parents for path in paths)
 
-    return [name for name in gate.expected_rows if name not in collected and asked_for(name)]
+    return [name for name in gate.expected_rows if name not in collected and included(name)]
 
 
-def _record(config: pytest.Config, vanished: Iterable[str]) -> list[str]:
+def _record(session: pytest.Session, vanished: list[str]) -> list[str]:
     """Stores the rows of the tests that passed; the others stay as the run before had them.
 
     Returns:
-        Why nothing was stored, where that was not for want of rows.
+        Why nothing was stored, unless no row could be.
     """
-    passed = config.stash.get(PASSED, set())
-    if not passed:
+    config = session.config
+    gate, passed = config.stash[GATE], config.stash.get(PASSED, set())
+    ended = session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if not ended or session.shouldfail or session.shouldstop:
+        return ["nothing was recorded: the session did not finish"]
+    if gate.void or not passed:
         return []
-    try:  # again: the run took minutes
-        refuse_uncommitted(config)
+    try:
+        if require_committed(config.rootpath) != config.stash[COMMIT]:  # the run took minutes
+            raise InputError("another commit was checked out while claims were measured")
+        data = _benchmark_data(config)
+        data["benchmarks"] = [row for row in data["benchmarks"] if row["fullname"] in passed]
+        dropped = {*vanished, *gate.retired}
+        baselines.write(baselines_root(config) / machine.this_machine().id, data, dropped)
     except InputError as error:
         return [f"nothing was recorded: {error}"]
-    if baselines.commit_info(config.rootpath)["id"] != config.stash[COMMIT]:
-        return ["nothing was recorded: another commit was checked out while claims were measured"]
+    config.stash[MOVED] = [
+        moved(name, row)
+        for name, row in gate.rows.items()
+        if name in passed and row.verdict in CHANGED
+    ]
+    return []
+
+
+def _benchmark_data(config: pytest.Config) -> dict[str, Any]:
+    """The session as pytest-benchmark stores it."""
     session: Any = config.pluginmanager.get_plugin("pytest-benchmark")
-    data = config.hook.pytest_benchmark_generate_json(
+    data: dict[str, Any] = config.hook.pytest_benchmark_generate_json(
         config=config,
         benchmarks=session.benchmarks,
         include_data=False,
@@ -405,34 +372,24 @@ def _record(config: pytest.Config, vanished: Iterable[str]) -> list[str]:
     config.hook.pytest_benchmark_update_json(
         config=config, benchmarks=session.benchmarks, output_json=data
     )
-    data["benchmarks"] = [row for row in data["benchmarks"] if row["fullname"] in passed]
-    try:
-        baselines.write(baselines_root(config) / this_machine().id, data, vanished)
-    except InputError as error:
-        return [f"nothing was recorded: {error}"]
-    measured = config.stash[GATE].rows.items()
-    config.stash[MOVED] = [
-        moved(name, row) for name, row in measured if name in passed and row["verdict"] in CHANGED
-    ]
-    return []
+    return data
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """The verdicts as a table, the machine, and what is wrong with the session."""
-    gate = config.stash.get(GATE, None)
-    if gate is None:
+    if GATE not in config.stash:
         return
-    problems: list[str] = config.stash.get(PROBLEMS, [])
+    gate, problems = config.stash[GATE], config.stash.get(PROBLEMS, [])
     if gate.rows:
-        terminalreporter.section(f"claims on {this_machine().id}")
+        terminalreporter.section(f"claims on {machine.this_machine().id}")
         terminalreporter.write_line(session_table(gate.rows, terminalreporter.hasmarkup))
         _write_summary(config, session_markdown(gate.rows), problems)
     if gate.rows and not gate.recording:
-        collected: list[str] = config.stash[COLLECTED]
-        unjudged = set(gate.stored or {}) & set(collected) - set(gate.rows)
-        if unjudged:
+        collected = config.stash[COLLECTED]
+        unjudged = set(gate.expected_rows) & set(collected) - set(gate.rows)
+        if unjudged and gate.stored is not None:
             terminalreporter.write_line(
                 f"{len(unjudged)} stored claims were not judged; `-m ''` adds the slow ones"
             )
@@ -448,7 +405,7 @@ def pytest_terminal_summary(
 
 
 def _write_summary(config: pytest.Config, table: str, problems: list[str]) -> None:
-    """Writes what a session found to the file that was asked for."""
+    """Writes what a session found to the file that was named."""
     if config.option.summary and not config.option.confirm:
         said = "".join(f"- {problem}\n" for problem in problems)
         write_whole(config.option.summary, f"{table}\n\n{said}")
@@ -456,17 +413,17 @@ def _write_summary(config: pytest.Config, table: str, problems: list[str]) -> No
 
 def _welcome(others: bool) -> str:
     """What a first run on a machine means; `others` is whether any machine has a stored run."""
-    machine = this_machine().id
+    name = machine.this_machine().id
     held = (
-        f"its claims were held against the ratios of the recorded machines, with a margin of "
+        f"its claims were judged by the ratios of the recorded machines, with a margin of "
         f"{PORTABLE_MARGIN:.0%}"
         if others
-        else "no other machine has one either, so its claims were held against nothing"
+        else "no other machine has one either, so its claims were judged by nothing"
     )
     return (
-        f"{machine} has no stored run yet: {held}. To gate at each claim's own margin, "
-        f"close other work, run `tox -e record` in a clean clone, renew the table by "
-        f"`mpnn report --readme README.md`, and commit it with baselines/{machine}/."
+        f"{name} has no stored run yet: {held}. To gate at each claim's own margin, close other "
+        f"work, run `tox -e record` in a clean clone, renew the tables by `mpnn report --readme "
+        f"README.md --results baselines/RESULTS.md`, and commit them with baselines/{name}/."
     )
 
 

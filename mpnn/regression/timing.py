@@ -1,8 +1,7 @@
-"""Paired timing and its verdict: pure functions around one clock.
+"""Paired timing: a few functions around one clock.
 
-Subject and reference are timed leg beside leg, first one and then the other by lot, each side
-repeated until both legs last about as long. The figure is the median of d = ln(subject/reference)
-with the exact order-statistic bound (the sign test), which needs neither a seed nor normality.
+Subject and reference are timed in interleaved pairs, in random order within each, each side
+repeated until both timed runs last about equally long. `mpnn.regression.verdict` judges the ratios.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from fractions import Fraction
+from dataclasses import dataclass, field
 from itertools import islice
+from statistics import median
+
+from mpnn.regression.verdict import Rule, Verdict, holds, interval, judge
 
 Clock = Callable[[], float]
 
@@ -24,15 +24,6 @@ CALIBRATION_CALLS = 2
 CALIBRATION_SECONDS = 0.5
 INPUTS = 4
 """Different inputs in rotation, so that no side can answer from a cache."""
-
-
-class Verdict(StrEnum):
-    """What a session may say about one claim."""
-
-    REGRESSED = "regressed"
-    IMPROVED = "improved"
-    HOLDS = "holds"
-    UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
@@ -47,50 +38,11 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How long to look and when to speak.
-
-    Attributes:
-        margin: the ratio may move by this fraction before the claim has changed.
-        pairs: pairs in one look.
-        looks: looks before the verdict is *undecided*.
-        alpha_fail: chance, per look and side, of a bound beyond a true median: *regressed*.
-        alpha_pass: the same for *holds*, asked after every block of two pairs; see `holds`.
-        shortest_leg: seconds that both legs last at least.
-        longest_leg: seconds beyond which the faster side is no longer repeated to keep up.
-        budget: seconds after which no further look is begun.
-        portable: whether the figures of other machines say what to expect on one without its own.
-    """
-
-    margin: float = 0.03
-    pairs: int = 40
-    looks: int = 5
-    alpha_fail: float = 0.002
-    alpha_pass: float = 0.01
-    shortest_leg: float = 0.015
-    longest_leg: float = 0.25
-    budget: float = 40.0
-    portable: bool = True
-
-    def __post_init__(self) -> None:
-        if self.margin <= 0 or self.pairs < 1 or self.looks < 1:
-            raise ValueError(f"margin, pairs and looks must be positive: {self}")
-        needed = math.ceil(-math.log2(min(self.alpha_fail, self.alpha_pass)))
-        if self.pairs < needed:
-            raise ValueError(
-                f"{self.pairs} pairs have no bound at α = {min(self.alpha_fail, self.alpha_pass)}; "
-                f"take {needed} pairs or a larger α"
-            )
-
-    @property
-    def limit(self) -> float:
-        """The margin on the scale of d."""
-        return math.log1p(self.margin)
-
-
-@dataclass(frozen=True)
 class PairedTiming:
-    """What `measure` saw: one log-ratio and two durations (seconds per unit) per pair."""
+    """What `measure` saw: one log-ratio and two durations (seconds per unit) for each run pair.
+
+    `repeats` are calls per timed run; `outputs` those of both sides by number of the input.
+    """
 
     log_ratios: tuple[float, ...]
     subject_seconds: tuple[float, ...]
@@ -115,72 +67,21 @@ class PairedTiming:
         return interval(self.log_ratios, alpha)
 
 
-def median(x: Sequence[float]) -> float:
-    """Median; the mean of the middle two when there is an even number."""
-    ordered = sorted(x)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-def sign_test_bound(x: Sequence[float], alpha: float) -> float:
-    """Largest order statistic that lies below the true median with probability 1 − alpha.
-
-    The k-th smallest of n is above the median only if fewer than k of n fair coins say so:
-    P(Bin(n, 1/2) < k) ≤ alpha. Minus infinity when n is too small for any bound.
-    """
-    ordered, n = sorted(x), len(x)
-    limit = int(Fraction(alpha) * 2**n)  # in whole numbers: 2^n is beyond floats from n = 1,024
-    tail, k = 1, 0
-    while k < n and tail <= limit:
-        k += 1
-        tail += math.comb(n, k)
-    return ordered[k - 1] if k else -math.inf
-
-
-def interval(x: Sequence[float], alpha: float) -> tuple[float, float]:
-    """Lower and upper `sign_test_bound` of x, each at `alpha`."""
-    return sign_test_bound(x, alpha), -sign_test_bound([-value for value in x], alpha)
-
-
-def judge(log_ratios: Sequence[float], expected: float, rule: Rule) -> Verdict:
-    """Verdict of one look: the measured d against the stored one.
-
-    *Regressed* and *improved* need the bound at `alpha_fail` beyond the margin; see `holds`.
-    """
-    low, high = interval(log_ratios, rule.alpha_fail)
-    if low > expected + rule.limit:
-        return Verdict.REGRESSED
-    if high < expected - rule.limit:
-        return Verdict.IMPROVED
-    return Verdict.HOLDS if holds(log_ratios, expected, rule) else Verdict.UNDECIDED
-
-
-def holds(log_ratios: Sequence[float], expected: float, rule: Rule) -> bool:
-    """Whether the whole interval at `alpha_pass` lies inside the margin around the stored d.
-
-    It may be asked after every block of pairs. Of 400 simulated sessions (noise of 3 % with bursts)
-    at the very margin 7 % then hold, instead of 3 % where it is asked after looks alone; of those
-    1 % beyond it 0.3 %, 2 % beyond none.
-    """
-    low, high = interval(log_ratios, rule.alpha_pass)
-    return expected - rule.limit < low and high < expected + rule.limit
-
-
 def balanced_repeats(subject: float, reference: float, rule: Rule) -> tuple[int, int]:
-    """Calls per leg so that legs of calls of these seconds last about equally long.
+    """Calls per timed run so that runs of calls of these seconds last about equally long.
 
-    An unbalanced pair is biased on a busy machine: a leg shorter than a time slice escapes being
-    interrupted. Beyond `longest_leg` this no longer matters and the faster side is spared.
+    An unbalanced pair is biased on a busy machine: a run shorter than a time slice escapes being
+    interrupted. Beyond `longest_run` this no longer matters, and the faster side is not repeated.
     """
-    length = max(rule.shortest_leg, min(max(subject, reference), rule.longest_leg))
+    length = max(rule.shortest_run, min(max(subject, reference), rule.longest_run))
     return max(1, round(length / subject)), max(1, round(length / reference))
 
 
 def subject_first(seed: int) -> Iterator[bool]:
-    """Endless lot of who goes first, in blocks of two, so that neither side is favored."""
-    lot = random.Random(seed)
+    """Endless random order of who goes first, in blocks of two, so that neither side is favored."""
+    generator = random.Random(seed)
     while True:
-        first = lot.random() < 0.5
+        first = generator.random() < 0.5
         yield first
         yield not first
 
@@ -194,7 +95,7 @@ def measure(
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> PairedTiming:
-    """Time both sides in interleaved pairs until the rule can speak.
+    """Times both sides in interleaved pairs until the rule can decide.
 
     Args:
         subject: the side that the claim is about.
@@ -202,47 +103,32 @@ def measure(
         rule: pairs, looks and margin.
         expected: the stored d. Without it there is no verdict, and looks are taken until the
             interval is narrower than the margin, which a recording needs.
-        seed: of the lot that orders the legs.
+        seed: of the order of the timed runs.
         clock: seconds, monotonic.
 
     Returns:
-        The timing, with the outputs of the timed calls by number of the input.
+        The timing, with the outputs of the timed calls.
     """
-    runners = _Runner(subject, clock), _Runner(reference, clock)
-    repeats = balanced_repeats(runners[0].calibrate(), runners[1].calibrate(), rule)
-    order = subject_first(seed)
-    seconds: tuple[list[float], list[float]] = [], []
-    ratios: list[float] = []
+    pairs = _Pairs(subject, reference, rule, seed, clock)
     verdict, look, start = None, 0, clock()
     while verdict in (None, Verdict.UNDECIDED):
         if look == rule.looks or (look and clock() - start > rule.budget):
             break
         look += 1
-        for first in islice(order, rule.pairs):
-            for side in (0, 1) if first else (1, 0):
-                seconds[side].append(runners[side].leg(repeats[side]))
-            ratios.append(math.log(seconds[0][-1] / seconds[1][-1]))
-            block = len(ratios) % 2 == 0
-            if block and expected is not None and holds(ratios, expected, rule):
+        for _ in pairs.look():
+            block = len(pairs.ratios) % 2 == 0
+            if block and expected is not None and holds(pairs.ratios, expected, rule):
                 break
-        verdict = None if expected is None else judge(ratios, expected, rule)
-        low, high = interval(ratios, rule.alpha_pass)
-        if expected is None and high - low < math.log1p(rule.margin):
+        verdict = None if expected is None else judge(pairs.ratios, expected, rule)
+        low, high = interval(pairs.ratios, rule.alpha_pass)
+        if expected is None and high - low < rule.limit:
             break
-    return PairedTiming(
-        tuple(ratios),
-        tuple(seconds[0]),
-        tuple(seconds[1]),
-        repeats,
-        look,
-        verdict,
-        (runners[0].outputs, runners[1].outputs),
-    )
+    return pairs.timing(look, verdict)
 
 
 @contextmanager
 def garbage_collection_off() -> Iterator[None]:
-    """No garbage collection inside a leg; one before the first."""
+    """No garbage collection inside a timed run; one before the first."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -253,10 +139,36 @@ def garbage_collection_off() -> Iterator[None]:
             gc.enable()
 
 
-def quick(rule: Rule) -> Rule:
-    """A coarser rule for local work: one short look and a margin of at least 10 %."""
-    pairs = min(rule.pairs, 16)
-    return replace(rule, pairs=pairs, looks=1, margin=max(rule.margin, 0.10))
+class _Pairs:
+    """Times run pairs, and keeps their ratios and seconds."""
+
+    def __init__(self, subject: Side, reference: Side, rule: Rule, seed: int, clock: Clock) -> None:
+        self.rule, self.order = rule, subject_first(seed)
+        self.runners = _Runner(subject, clock), _Runner(reference, clock)
+        calls = [runner.calibrate() for runner in self.runners]
+        self.repeats = balanced_repeats(calls[0], calls[1], rule)
+        self.seconds: tuple[list[float], list[float]] = [], []
+        self.ratios: list[float] = []
+
+    def look(self) -> Iterator[float]:
+        """Times the pairs of one look; yields the log-ratio of each."""
+        for first in islice(self.order, self.rule.pairs):
+            for side in (0, 1) if first else (1, 0):
+                self.seconds[side].append(self.runners[side].run(self.repeats[side]))
+            self.ratios.append(math.log(self.seconds[0][-1] / self.seconds[1][-1]))
+            yield self.ratios[-1]
+
+    def timing(self, looks: int, verdict: Verdict | None) -> PairedTiming:
+        """What was measured so far."""
+        return PairedTiming(
+            tuple(self.ratios),
+            tuple(self.seconds[0]),
+            tuple(self.seconds[1]),
+            self.repeats,
+            looks,
+            verdict,
+            (self.runners[0].outputs, self.runners[1].outputs),
+        )
 
 
 class _Runner:
@@ -267,8 +179,8 @@ class _Runner:
         self.calls = 0
         self.outputs: dict[int, object] = {}
 
-    def leg(self, repeats: int) -> float:
-        """Seconds per unit over one leg."""
+    def run(self, repeats: int) -> float:
+        """Seconds per unit over one timed run."""
         call, outputs = self.side.call, self.outputs
         numbers = [(self.calls + i) % INPUTS for i in range(repeats)]
         self.calls += repeats
@@ -279,9 +191,9 @@ class _Runner:
 
     def calibrate(self) -> float:
         """Seconds of one call, the least of a few after the first, which may still compile."""
-        self.leg(1)
+        self.run(1)
         best, spent, calls = math.inf, 0.0, 0
         while calls < CALIBRATION_CALLS and spent < CALIBRATION_SECONDS:
-            seconds = self.leg(1) * self.side.units
+            seconds = self.run(1) * self.side.units
             best, spent, calls = min(best, seconds), spent + seconds, calls + 1
         return best

@@ -1,10 +1,10 @@
-"""What is timed: whole jobs on made-up backbones, or on a published structure where it is found."""
+"""What is timed: whole jobs on synthetic backbones, or on a published structure."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +15,8 @@ from mpnn.backbone import Backbone
 from mpnn.config import ModelConfig
 from mpnn.flat import Flat
 from mpnn.optimizations import Engine
-from mpnn.optimizations.exact import ExactEngine
-from mpnn.regression.claims import Claim, Compare
-from mpnn.regression.gate import Accuracy
+from mpnn.regression.claims import Claim, Compare, apple_silicon
+from mpnn.regression.matmuls import bound, parts
 from mpnn.regression.outputs import (
     GraphPair,
     Pair,
@@ -26,8 +25,7 @@ from mpnn.regression.outputs import (
     recovery,
     same_neighbors,
 )
-from mpnn.regression.products import bound, parts
-from mpnn.regression.roofline import network_work
+from mpnn.regression.rows import Accuracy
 from mpnn.regression.timing import INPUTS, PairedTiming, Side
 from mpnn.sampling import Constraints, Job, Key, Samples, make_job, with_graph_coloring
 from mpnn.schedule import IntArray, Order
@@ -51,8 +49,8 @@ class Workload:
         spread: residues from one protein's length to the next.
         chains: of each protein.
         samples: sequences of each protein; 0 scores the given sequence teacher-forced.
-        designed: share of residues that are drawn.
-        structure: file stem of a real structure in MPNN_DATA, instead of made-up ones.
+        designed: share of residues that are sampled.
+        structure: file stem of a real structure in MPNN_DATA, instead of synthetic ones.
         neighbors: the search for neighbors alone, from coordinates to E_idx on the host.
     """
 
@@ -67,7 +65,7 @@ class Workload:
 
     @property
     def lengths(self) -> list[int]:
-        """Residues of each made-up protein."""
+        """Residues of each synthetic protein."""
         middle = (self.proteins - 1) / 2
         return [self.length + round(self.spread * (i - middle)) for i in range(self.proteins)]
 
@@ -117,7 +115,7 @@ class Task:
         return [engine.neighbors(encoding, b)[0] for b in range(len(self.flat.lengths))]
 
     def ordered(self, engine: Engine, encoding: Any) -> Job:
-        """The job under the task's order; finding it is part of the work."""
+        """The job under the task's order, whose computation is part of the work."""
         if self.order == "random":
             return self.job
         graphs = [engine.neighbors(encoding, b) for b in range(len(self.flat.lengths))]
@@ -130,7 +128,8 @@ def sides(claim: Claim) -> tuple[Side, Side]:
     The subject is called once: some engines convert, and may refuse, at their first call only.
 
     Raises:
-        InputError: a structure, a package or a device that they need is not there, or not used.
+        FileNotFoundError: the structure is missing.
+        InputError: a package or a device is missing, or not used.
     """
     workload = WORKLOADS[claim.workload]
     inputs = [backbones(workload, seed) for seed in range(INPUTS)]
@@ -162,46 +161,43 @@ def side(variant: Variant, workload: Workload, inputs: Sequence[Sequence[Backbon
     return Side(call, units=workload.proteins)
 
 
-def about(claim: Claim, peaks: Mapping[str, float]) -> dict[str, object]:
+def about(claim: Claim) -> dict[str, object]:
     """What a stored row says besides its measurement."""
-    workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
+    variant = find_variant(claim.subject)
     card = variant.card if claim.compare is Compare.RECOVERY else None
-    row: dict[str, object] = {
+    return {
         "claim": claim.id,
         "workload": claim.workload,
         "engine": variant.engine,
-        "published_speedup": claim.published.speedup if claim.published else None,
-        "peaks": dict(peaks),
+        "device": device_of(variant, apple_silicon()),
+        "target": claim.target,
         "recovery_how": card["measured"]["how"] if card else "",
     }
-    if isinstance(variant.config, ModelConfig) and not workload.neighbors:
-        work = network_work(variant.config, workload.length, max(1, workload.samples))
-        row["work"] = asdict(work)
-    return row
 
 
-def bound_of(claim: Claim) -> dict[str, float]:
-    """What a job of the exact engine needs at least, see `products.bound`; {} for other rows."""
+def device_of(variant: Variant, apple: bool) -> str:
+    """What computes a variant, in the words of `Published.unit`.
+
+    Args:
+        variant: the variant.
+        apple: whether the machine has an Apple chip.
+    """
+    if variant.engine.startswith("coreml"):
+        return "Neural Engine"
+    if variant.engine.startswith("mlx"):
+        return "GPU (Metal)" if apple else "CPU"
+    return variant.device.upper()
+
+
+def exact_details(claim: Claim) -> dict[str, object]:
+    """Bound and parts of a job of the exact engine, see `matmuls`; {} for other rows."""
     workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
     if variant.engine != "exact" or not isinstance(variant.config, ModelConfig):
         return {}
     samples = max(1, workload.samples) if variant.config.autoregressive else 1
-    return bound(variant.config, workload.length, samples, torch.get_num_threads())
-
-
-def parts_of(claim: Claim) -> dict[str, float]:
-    """Where the time of a job of the exact engine goes, see `products.parts`; {} for other rows."""
-    workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
-    engine = variant.load() if variant.engine == "exact" else None
-    if not isinstance(engine, ExactEngine):  # nor has a one-shot network steps to watch
-        return {}
-    tasks = make_tasks(variant, workload, 0, backbones(workload, 0))
-
-    def job() -> None:
-        for task in tasks:
-            task.run(engine, workload.samples > 0)
-
-    return parts(job, engine.workers)
+    found = bound(variant.config, workload.length, samples, torch.get_num_threads())
+    call = side(variant, workload, [backbones(workload, 0)]).call
+    return {"bound": found, "parts": parts(lambda: call(0))}
 
 
 def make_tasks(
@@ -221,23 +217,22 @@ def make_tasks(
 
 
 def cut(variant: Variant, proteins: int) -> list[list[int]]:
-    """The variant's batches, as numbers of their proteins."""
+    """The variant's batches: numbers of their proteins."""
     numbers = list(range(proteins))
     return [numbers[first : first + variant.batch] for first in numbers[:: variant.batch]]
 
 
 def constraint(workload: Workload, seed: int, backbone: Backbone) -> Constraints:
     """Everything designed, or a random share of the residues."""
-    lot = np.random.default_rng(seed).random(len(backbone))
-    cut = np.quantile(lot, workload.designed)
-    return Constraints.free(backbone.mask & (lot <= cut))
+    x = np.random.default_rng(seed).random(len(backbone))
+    return Constraints.free(backbone.mask & (x <= np.quantile(x, workload.designed)))
 
 
 def backbones(workload: Workload, seed: int) -> list[Backbone]:
     """The proteins of one input; several spread their lengths around the average.
 
     Raises:
-        FileNotFoundError: the workload wants a real structure that MPNN_DATA does not hold.
+        FileNotFoundError: the workload needs a real structure that MPNN_DATA lacks.
     """
     if workload.structure:
         return [read_structure(real_structure(workload.structure))]
@@ -251,7 +246,7 @@ def real_structure(stem: str) -> Path:
     """Path of a structure in the folder that MPNN_DATA names.
 
     Raises:
-        FileNotFoundError: there is no such folder or file; the message says what to set.
+        FileNotFoundError: the folder or the file does not exist; the message says what to set.
     """
     path = Path(os.environ.get("MPNN_DATA", "."), "pdb", f"{stem}.pdb")
     if "MPNN_DATA" not in os.environ or not path.is_file():
@@ -260,10 +255,10 @@ def real_structure(stem: str) -> Path:
 
 
 def accuracy(claim: Claim, timing: PairedTiming) -> Accuracy:
-    """Judges the outputs of the timed legs of a claim.
+    """Judges the outputs of the timed runs of a claim.
 
-    Where no side of it is the reference's own way of running the network, the outputs of one side
-    are held against that too: those of the subject where the networks differ, else the reference's.
+    Where neither side runs its network in the published way, the outputs of one side are compared
+    with that too: those of the subject where the networks differ, otherwise the reference's.
     """
     workload = WORKLOADS[claim.workload]
     subject, reference = cast("tuple[Outputs, Outputs]", timing.outputs)
@@ -279,26 +274,26 @@ def accuracy(claim: Claim, timing: PairedTiming) -> Accuracy:
     if claim.compare is Compare.RECOVERY:
         cards = [find_variant(name).card for name in (claim.subject, claim.reference)]
         found = recovery([output for i in shared for output in subject[i]], *cards)
-        usual = usual_way(claim.subject, workload, shared[0], subject[shared[0]], claim.band)
-        return found if usual.passed else usual
-    usual = usual_way(claim.reference, workload, shared[0], reference[shared[0]])
-    if not usual.passed:
-        return usual
+        way = published_way(claim.subject, workload, shared[0], subject[shared[0]], claim.band)
+        return found if way.passed else way
+    way = published_way(claim.reference, workload, shared[0], reference[shared[0]])
+    if not way.passed:
+        return way
     pairs = [pair for i in shared for pair in pairs_of(workload, i, reference[i], subject[i])]
     return closeness(pairs, claim.band) if claim.compare is Compare.CLOSE else equality(pairs)
 
 
-def usual_way(
+def published_way(
     name: str, workload: Workload, number: int, outputs: Sequence[Samples], band: float = 0.0
 ) -> Accuracy:
-    """Holds what a variant made of an input against its network run in the published way.
+    """Compares the outputs of a variant with its network run in the published way.
 
-    That is one protein at a time by the reference engine; a variant that is run so passes at once,
-    and so does a network that only an engine of its own can run.
+    That is one protein at a time by the reference engine. A variant that is run so passes at once,
+    and so does a network that no engine but its own can run.
 
     Args:
         name: of the variant.
-        workload: what it was given.
+        workload: its input.
         number: of the input.
         outputs: of each protein.
         band: for an engine that is close and not equal, see `closeness`; 0 for equal ones.

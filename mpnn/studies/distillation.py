@@ -38,9 +38,9 @@ from mpnn.atomic import write_whole
 from mpnn.datasets import find_data
 from mpnn.errors import InputError
 from mpnn.recovery import compare, summarize
-from mpnn.regression.hardware import this_machine
-from mpnn.regression.recovery_table import ARMS
+from mpnn.regression.machine import this_machine
 from mpnn.studies.recovery import BASELINES, SAMPLES, SET, Row, outcomes
+from mpnn.studies.tables import ARMS
 from mpnn.training import Progress, TrainConfig, train
 from mpnn.training.data import TrainingChains, next_crop
 from mpnn.training.distillation import CachedTeacher

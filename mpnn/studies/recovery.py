@@ -26,8 +26,8 @@ from mpnn.errors import InputError, UnreachableError
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import load_engine
 from mpnn.recovery import Outcome, compare, measure, summarize
-from mpnn.regression.recovery_table import stored_recovery
 from mpnn.schedule import Order
+from mpnn.studies.tables import stored_recovery
 from mpnn.ts50 import ts50
 from mpnn.weights import Network, load_weights, shipped
 

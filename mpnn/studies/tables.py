@@ -1,4 +1,4 @@
-"""The stored measurements of recovery, and of what a teacher is worth, as tables."""
+"""The stored studies as tables: recovery, distillation, scaling, the gate's error rates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from mpnn.download import PUBLISHED
 from mpnn.regression.baselines import stored_study
-from mpnn.regression.table import WIDTH, markdown, plain
+from mpnn.regression.tables import WIDTH, markdown, plain, seconds
 
-STUDY = "recovery.json"
+RECOVERY = "recovery.json"
 HEADINGS = (
     "weights",
     "run with",
@@ -19,39 +19,41 @@ HEADINGS = (
     "against, points",
     "perplexity",
     "top-1, %",
-    "overconfident by, points",
+    "overconfidence, points",
     "calibration error, points",
-    "samples differ, %",
+    "diversity, %",
 )
 PLAIN_HEADINGS = ("weights", "run with", "recovery, %", "perplexity", "top-1, %")
+ORDERS = {"coloured": "graph-coloring"}
 BESIDE = ("network", "recovery on TS50, %", "conditions", "source")
 
 OTHERS = (
     ("KW-Design", "60+", "a protein language model refines; as published", "arXiv:2305.15151"),
     ("PiFold", "58.72", "one pass, trained on CATH 4.2; as published", "arXiv:2209.12643"),
 )
-"""Recovery on TS50 in the words of others' abstracts, highest first, and its conditions."""
+"""Recovery on TS50 as the abstracts of others state it, highest first, and its conditions."""
 
-OURS = "trained here on 3,056 clusters that share none with TS50, taught by `v_48_002`"
-SEEN = "trained on the PDB of 2021, which holds proteins like these"
+OURS = "trained here on 3,056 clusters that share none with TS50, distilled from `v_48_002`"
+SEEN = "trained on the PDB of 2021, which holds similar proteins"
 
 DISTILLATION = "distillation.json"
 ARMS = {
-    "plain": "the native letters alone",
-    "kept": "the teacher's kept distributions too",
-    "asked": "its distributions, asked for every crop",
-    "hidden": "its hidden vectors too, asked for every crop",
+    "plain": "native sequences alone",
+    "kept": "cached teacher outputs too",
+    "asked": "outputs of an online teacher",
+    "hidden": "outputs and hidden states of an online teacher",
 }
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 ARM_HEADINGS = (
-    *("learns", "CPU seconds", "for answers", "steps", "million residues", "a second of training"),
+    *("trained on", "CPU seconds", "for the teacher", "steps", "million residues"),
+    "residues per second of training",
     *("recovery, %", "against plain, points", "perplexity", "top-1, %"),
 )
 
 
 def recovery_markdown(root: Path) -> str:
     """One row for each network and way of running it; '' if nothing was measured."""
-    study = stored_study(root / STUDY)
+    study = stored_study(root / RECOVERY)
     if not study:
         return ""
     rows = study["rows"].values()
@@ -60,28 +62,28 @@ def recovery_markdown(root: Path) -> str:
         f"Recovery on {study['set']}: {samples} samples of each, mean over proteins with its 95 % "
         "bootstrap interval over proteins; differences are paired, on the same noise and, but "
         "for the row that names another, in the same orders. "
-        "Perplexity, top-1 and calibration are teacher-forced under the same orders: overconfident "
-        "is the mean probability of the likeliest letter above top-1, the calibration error the "
-        "expected one over ten bins of it. The published weights have seen proteins like these in "
-        "training."
+        "Perplexity, top-1 and calibration are teacher-forced in the same orders: overconfidence "
+        "is the mean top-1 probability minus top-1 accuracy, the calibration error the expected "
+        "one over ten bins of that probability. The published weights have seen similar proteins "
+        "in training."
     )
     beside = (
-        "The same networks beside what the abstracts of others state, whose mean or median, and "
-        "letters drawn or likeliest, may be others than here:"
+        "The same networks beside what the abstracts of others state, which may be a median, "
+        "or of top-1 residues instead of sampled ones:"
     )
     tables = markdown(HEADINGS, _cells(rows)), beside, markdown(BESIDE, _beside(rows))
     return f"{caption}\n\n" + "\n\n".join(tables)
 
 
 def stored_recovery(root: Path) -> str:
-    """The main columns for a terminal, said to be stored; '' if nothing was measured."""
-    study = stored_study(root / STUDY)
+    """The main columns for a terminal, marked as stored; '' if nothing was measured."""
+    study = stored_study(root / RECOVERY)
     if not study:
         return ""
     rows = study["rows"].values()
     caption = (
-        f"Stored in {root.name}/{STUDY}, not measured here: recovery on {study['set']}, mean over "
-        "proteins with its 95 % bootstrap interval over proteins."
+        f"Stored in {root.name}/{RECOVERY}, not measured here: recovery on {study['set']}, mean "
+        "over proteins with its 95 % bootstrap interval over proteins."
     )
     columns = [HEADINGS.index(heading) for heading in PLAIN_HEADINGS]
     cells = ([cell[i].strip("`") for i in columns] for cell in _cells(rows))
@@ -89,20 +91,20 @@ def stored_recovery(root: Path) -> str:
 
 
 def distillation_markdown(root: Path) -> str:
-    """A student with a teacher beside the same student without one; '' if it was not studied."""
+    """A student with a teacher beside the same student without one; '' without a study."""
     study = stored_study(root / DISTILLATION)
     if not study:
         return ""
     mutations = max(row["mutations"] for row in study["arms"].values())
     caption = (
-        f"What a teacher is worth at equal cost: `{study['architecture']}` from the same random "
-        f"weights, {study['seconds']:,.0f} CPU seconds of one core for each arm, in which the work "
-        f"of the teacher `{study['teacher']}` is paid for; one run of each, products in "
-        f"{study['precision']}, matrices of layers trained by {OPTIMIZERS[study['optimizer']]}. "
-        f"Kept answers are of one chain of a cluster in {study['orders']} orders; the others draw "
-        "new ones each time, and a teacher that is asked about every crop replaces "
-        f"{mutations:.0%} of its letters by its own. Measured on {study['set']}, as above; the "
-        f"interval is over proteins, not over runs. {study['hardware']}, {study['date']}."
+        f"Distillation at equal compute: `{study['architecture']}` from the same random weights, "
+        f"{study['seconds']:,.0f} CPU seconds of one core for each arm, which include the work of "
+        f"the teacher `{study['teacher']}`; one run of each, matmuls in {study['precision']}, "
+        f"weight matrices trained by {OPTIMIZERS[study['optimizer']]}. Cached teacher outputs are "
+        f"of one chain of a cluster in {study['orders']} orders; the other arms use new orders at "
+        f"each step, and an online teacher replaces {mutations:.0%} of the residues of each crop "
+        f"by its own. Measured on {study['set']}, as above; the interval is over proteins, not "
+        f"over runs. {study['hardware']}, {study['date']}."
     )
     return f"{caption}\n\n{markdown(ARM_HEADINGS, _arm_cells(study['arms']))}"
 
@@ -128,7 +130,7 @@ def _cells(rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
     for row in rows:
         ways = [
             f"k={row['k']}" if row["k"] else "",
-            f"{row['order']} order" if row["order"] != "random" else "",
+            f"{ORDERS.get(row['order'], row['order'])} order" if row["order"] != "random" else "",
             f"T={row['temperature']}",
         ]
         difference = row.get("difference")
@@ -162,3 +164,60 @@ def _difference(difference: Mapping[str, Any], against: str) -> str:
 def _percent(interval: Mapping[str, float], sign: str = "") -> str:
     mean, low, high = (f"{100 * interval[key]:{sign}.1f}" for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
+
+
+SCALING = "scaling.json"
+SCALING_HEADINGS = (
+    *("residues", "sequences", "multiply-adds", "its matmuls alone", "whole job", "of the bound"),
+    "peak memory",
+)
+GIGA = 1e9
+
+
+def scaling_markdown(folder: Path) -> str:
+    """The exact engine for each length and number of sequences; '' without a study.
+
+    Args:
+        folder: of one machine.
+    """
+    study = stored_study(folder / SCALING)
+    if not study:
+        return ""
+    points = study["points"]
+    caption = (
+        f"The exact engine, baseline network, synthetic backbones, {points[0]['threads']} "
+        f"thread(s); torch {study['torch']}, commit {study['commit'][:8]}, {study['date']}. "
+        "*Its matmuls alone* are those that no exact engine avoids, timed between runs of the job; "
+        "the rest of the time is GELU, gathers, LayerNorm, radial functions and, for short chains, "
+        "the interpreter between them."
+    )
+    return f"{caption}\n\n{markdown(SCALING_HEADINGS, map(_scaling_cells, points))}"
+
+
+def _scaling_cells(point: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(point["length"]),
+        str(point["samples"]),
+        f"{point['multiply_adds'] / GIGA:.1f} G",
+        seconds(point["products_seconds"]),
+        seconds(point["seconds"]),
+        f"{point['products_seconds'] / point['seconds']:.0%}",
+        f"{point['peak_bytes'] / GIGA:.2f} GB",
+    )
+
+
+GATE = "gate-study.json"
+
+
+def gate_markdown(root: Path) -> str:
+    """The gate's own error rates; '' without a study."""
+    study = stored_study(root / GATE)
+    if not study:
+        return ""
+    rows = [
+        (case["what"], str(case["sessions"]), case["found"], case["demand"])
+        for case in study["cases"].values()
+    ]
+    table = markdown(("what was planted", "sessions", "found", "required"), rows)
+    latest = max(case["date"] for case in study["cases"].values())
+    return f"{table}\n\nMeasured on {study['hardware']}, {latest}."

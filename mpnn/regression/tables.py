@@ -1,4 +1,4 @@
-"""Rows of claims as tables: a terminal of 100 columns, and Markdown."""
+"""Figures in words, and rows as tables: a terminal of 100 columns, and Markdown."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mpnn.regression.baselines import Row
+from mpnn.regression.rows import Row
 
 WIDTH = 100
-HEADINGS = ("claim", "published", "measured", "change of time, %", "accuracy", "verdict")
+HEADINGS = ("claim", "target", "measured", "change of time, %", "accuracy", "verdict")
 COLORS = {"holds": "green", "recorded": "cyan", "regressed": "red", "improved": "magenta"}
 
 
@@ -57,41 +57,36 @@ def session_markdown(rows: Mapping[str, Row]) -> str:
 
 
 def _cells(name: str, row: Row) -> tuple[str, ...]:
-    accuracy = row["accuracy"]["text"] if row["accuracy"]["passed"] else "FAILED"
-    claim, verdict = _claim(name, row), str(row["verdict"])
-    return claim, published(row), speedup(row), change(row), accuracy, verdict
+    accuracy = row.accuracy.text if row.accuracy.passed else "FAILED"
+    return _claim(name, row), target(row), speedup(row), change(row), accuracy, str(row.verdict)
 
 
 def _claim(name: str, row: Row) -> str:
-    return str(row.get("claim", name.split("::")[-1]))
+    return str(row.about.get("claim", name.split("::")[-1]))
 
 
 def moved(name: str, row: Row) -> str:
     """A row that changed against the stored one: from what, to what."""
-    before = times(math.exp(-row["expected"]))
-    return f"{_claim(name, row)}: {before} → {times(row['speedup'])}, time {change(row)} %"
+    before = times(math.exp(-row.expected)) if row.expected is not None else "–"
+    return f"{_claim(name, row)}: {before} → {times(row.speedup)}, time {change(row)} %"
 
 
 def speedup(row: Row) -> str:
     """Measured speed-up with its interval."""
-    low, high = math.exp(-row["log_ratio_high"]), math.exp(-row["log_ratio_low"])
-    return f"{times(row['speedup'])} {bracket(low, high)}"
+    return f"{times(row.speedup)} {bracket(*row.interval)}"
 
 
 def change(row: Row) -> str:
     """Change of the time ratio against the stored one in per cent, with its interval."""
-    if row.get("expected") is None:
+    if row.expected is None:
         return "–"
-    at, low, high = (
-        100 * math.expm1(row[key] - row["expected"])
-        for key in ("log_ratio", "log_ratio_low", "log_ratio_high")
-    )
+    at, low, high = (100 * x for x in row.moved)
     return f"{at:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def published(row: Row) -> str:
-    """The published speed-up, a dash where none was printed."""
-    ratio = row.get("published_speedup")
+def target(row: Row) -> str:
+    """The speed-up that this project aims at, a dash where it set none."""
+    ratio = row.about.get("target")
     return "–" if ratio is None else times(ratio)
 
 

@@ -4,6 +4,8 @@
 `--case five bias` those cases alone. The others stay as they were stored.
 """
 
+from __future__ import annotations
+
 import argparse
 import datetime
 import json
@@ -12,51 +14,55 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from toys import Project, real_side
+from scipy.stats import binomtest
 
 from mpnn.atomic import write_whole
-from mpnn.regression.hardware import this_machine
-from mpnn.regression.timing import Rule, measure, median
+from mpnn.regression.machine import this_machine
+from mpnn.regression.timing import measure
+from mpnn.regression.verdict import Rule
+from mpnn.studies.project import ROOT, Project, real_side
+from mpnn.studies.tables import GATE
 
-OUT = Path(__file__).parents[1] / "baselines" / "gate-study.json"
+OUT = ROOT / "baselines" / GATE
 ROW = "test_claim[a]"
 MARGIN = Rule().margin
+CLAIMS = "a,b"
+Case = dict[str, Any]
 
 
-def upper_limit(k, n, confidence=0.95):
-    """Exact (Clopper–Pearson) upper limit of a rate of which k cases were seen in n."""
-    low, high = k / n, 1.0
-    for _ in range(60):
-        rate = (low + high) / 2
-        seen = sum(math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(k + 1))
-        low, high = (rate, high) if seen > 1 - confidence else (low, rate)
-    return high
+def upper_limit(k: int, n: int) -> float:
+    """Exact (Clopper–Pearson) 95 % upper limit of a rate of which k cases were seen in n."""
+    test = binomtest(k, n, alternative="less")
+    return float(test.proportion_ci(0.95, method="exact").high)
 
 
-def recorded(folder):
-    """A project with a baseline of real work; a noisy moment is waited for to pass."""
+def recorded(folder: Path) -> Project:
+    """A project with a baseline of real work, recorded once the machine is quiet enough."""
     project = Project.make(folder / "project")
     for _ in range(10):
-        if project.pytest("perf_tests", "--record", real=1, claims="a,b").code == 0:
+        if project.pytest("perf_tests", "--record", real=1, claims=CLAIMS).code == 0:
             return project
     raise SystemExit("this machine was too noisy to record a baseline ten times")
 
 
-def verdicts(project, sessions, **planted):
-    """Exit status of whole sessions, and the verdict on claim `a` in each."""
+def verdicts(project: Project, sessions: int, **planted: Any) -> list[tuple[int, str]]:
+    """Exit code of whole sessions, and the verdict on claim `a` in each."""
     found = []
     for _ in range(sessions):
-        session = project.pytest("perf_tests", real=1, claims="a,b", **planted)
-        lines = session.output.splitlines()
-        row = next((line.split() for line in lines if line.strip().startswith(ROW)), ["void"])
-        found.append((session.code, "void" if "void:" in session.output else row[-1]))
+        ended = project.pytest("perf_tests", real=1, claims=CLAIMS, **planted)
+        lines = [line.split() for line in ended.output.splitlines()]
+        row = next((words for words in lines if words[:1] == [ROW]), ["void"])
+        found.append((ended.code, "void" if "void:" in ended.output else row[-1]))
         sys.stderr.write(f"{planted} {found[-1]}\n")
     return found
 
 
-def same_code(project, sessions):
+def same_code(project: Project, sessions: int) -> Case:
     """Whole sessions of the same code: none may fail."""
     found = verdicts(project, sessions)
     failed = sum(code != 0 for code, _ in found)
@@ -69,22 +75,24 @@ def same_code(project, sessions):
     }
 
 
-def planted(project, sessions, percent, least):
-    """A busy wait in proportion: caught in `least` of the sessions, and never said to hold."""
-    found = [verdict for _, verdict in verdicts(project, sessions, slow=1 + percent / 100)]
+def planted(project: Project, sessions: int, percent: int, least: float) -> Case:
+    """A busy wait in proportion: caught in `least` of the sessions, and *holds* in none."""
+    slow = {"a": 1 + percent / 100}
+    found = [verdict for _, verdict in verdicts(project, sessions, slow=slow)]
     caught, held = found.count("regressed") / sessions, found.count("holds")
     return {
         "what": f"planted {percent:+d} %, caught at a margin of {MARGIN:.0%}",
         "sessions": sessions,
-        "found": f"{caught:.0%}, {held} said to hold",
+        "found": f"{caught:.0%}, {held} *hold*",
         "demand": f"≥ {least:.0%}, none",
         "passed": caught >= least and held == 0,
     }
 
 
-def at_the_margin(project, sessions):
-    """A slow-down of exactly the margin may hardly ever fail."""
-    found = [verdict for _, verdict in verdicts(project, sessions, slow=1 + MARGIN)]
+def at_the_margin(project: Project, sessions: int) -> Case:
+    """A slow-down of exactly the margin hardly ever fails."""
+    slow = {"a": 1 + MARGIN}
+    found = [verdict for _, verdict in verdicts(project, sessions, slow=slow)]
     failed = found.count("regressed")
     return {
         "what": f"planted {MARGIN:+.0%}, the margin, called regressed",
@@ -95,8 +103,8 @@ def at_the_margin(project, sessions):
     }
 
 
-def bias_at_two(times):
-    """Twice the work against once, while every core is kept busy: the ratio must still be two."""
+def bias_at_two(times: int) -> Case:
+    """Twice the work against once, while every core is busy: the ratio must still be two."""
     spin = [sys.executable, "-c", "while True: pass"]
     load = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
     try:
@@ -115,20 +123,13 @@ def bias_at_two(times):
     }
 
 
-def alone_and_together(project, sessions):
+def alone_and_together(project: Project, sessions: int) -> Case:
     """The same claim by itself and after another one: ratios within half the margin."""
-    ratios = {}
-    for arguments in (["-k", "[b]"], []):
-        found = []
-        for _ in range(sessions):
-            path = project.root.parent / "out.json"
-            project.pytest(
-                "perf_tests", *arguments, f"--benchmark-json={path}", real=1, claims="a,b"
-            )
-            rows = json.loads(path.read_text())["benchmarks"]
-            found += [r["extra_info"]["log_ratio"] for r in rows if r["name"] == "test_claim[b]"]
-        ratios[len(arguments)] = median(found)
-    apart = math.expm1(abs(ratios[0] - ratios[2]))
+    ratios = [
+        median(_ratio_of_b(project, *arguments) for _ in range(sessions))
+        for arguments in (["-k", "[b]"], [])
+    ]
+    apart = math.expm1(abs(ratios[0] - ratios[1]))
     return {
         "what": "one claim alone and in the suite, difference of its ratio",
         "sessions": 2 * sessions,
@@ -138,7 +139,16 @@ def alone_and_together(project, sessions):
     }
 
 
-CASES = {
+def _ratio_of_b(project: Project, *arguments: str) -> float:
+    """Log-ratio of claim `b` in one session."""
+    path = project.root.parent / "out.json"
+    project.pytest("perf_tests", *arguments, f"--benchmark-json={path}", real=1, claims=CLAIMS)
+    rows = json.loads(path.read_text())["benchmarks"]
+    (found,) = (r["extra_info"]["log_ratio"] for r in rows if r["name"] == "test_claim[b]")
+    return float(found)
+
+
+CASES: dict[str, Callable[[Project, Callable[[int], int]], Case]] = {
     "same": lambda project, n: same_code(project, n(300)),
     "ten": lambda project, n: planted(project, n(100), 10, 0.95),
     "five": lambda project, n: planted(project, n(100), 5, 0.80),
@@ -148,8 +158,8 @@ CASES = {
 }
 
 
-def store(path, name, case):
-    """Puts a case in the place of the one stored before, if it was studied on this machine."""
+def store(path: Path, name: str, case: Case) -> None:
+    """Replaces a stored case; cases of another machine are dropped."""
     machine, today = this_machine().id, datetime.datetime.now(datetime.UTC).date().isoformat()
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept = before["cases"] if before.get("hardware") == machine else {}
@@ -159,7 +169,7 @@ def store(path, name, case):
     write_whole(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
-def main():
+def main() -> int:
     """Runs the study, stores every case when it is done, and exits with 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the sessions to run")
@@ -172,7 +182,7 @@ def main():
         for name in options.case:
             case = CASES[name](project, lambda sessions: max(2, round(sessions * options.scale)))
             store(options.out, name, case)
-            passed &= case["passed"]
+            passed &= bool(case["passed"])
     return 0 if passed else 1
 
 

@@ -1,4 +1,4 @@
-"""What a measuring process starts with."""
+"""The machine by name, and what a measuring process starts with."""
 
 import os
 import platform
@@ -7,7 +7,16 @@ import sys
 
 import pytest
 
-from mpnn.regression.process import PINNED, unpinned
+from mpnn.regression.machine import (
+    PINNED,
+    Hardware,
+    chip_of,
+    is_virtual,
+    this_machine,
+    unpinned,
+)
+
+CPUINFO = "model name\t: Intel(R) Xeon(R) Processor @ 2.50GHz\nflags\t\t: fpu hypervisor lahf_lm\n"
 
 FAULTS = """
 import resource
@@ -23,6 +32,32 @@ with ThreadPoolExecutor(1) as thread:
     print(faults(), thread.submit(faults).result())
 """
 """Prints the page faults of filling 100 MiB for the second time, here and in another thread."""
+
+
+def test_hardware_id_names_chip_virtual_and_system():
+    """The id says chip, virtual or not, and major version, in letters a folder can have."""
+    assert Hardware("Apple M3 Pro", False, "macos", "15").id == "apple-m3-pro-macos15"
+    assert Hardware("Apple M1", True, "macos", "15").id == "apple-m1-vm-macos15"
+
+
+def test_cpuinfo_is_read():
+    """Chip and hypervisor come from /proc/cpuinfo, trademark signs left out."""
+    assert chip_of(CPUINFO) == "Intel Xeon Processor @ 2.50GHz"
+    assert is_virtual(CPUINFO)
+    assert not is_virtual("flags\t\t: fpu lahf_lm\nbugs : hypervisor\n")
+
+
+def test_machine_info_is_stable():
+    """Two calls describe the machine in the same words, without host name or clock rate."""
+    info = this_machine().machine_info()
+    assert info == this_machine().machine_info()
+    assert {"node", "release", "hz_actual"}.isdisjoint(info)
+
+
+def test_a_hidden_chip_can_be_named(monkeypatch):
+    """A chip that hides its name takes the one it is given."""
+    monkeypatch.setenv("MPNN_HARDWARE_CHIP", "Runner 7")
+    assert this_machine().id.startswith("runner-7-")
 
 
 def test_unpinned_names_what_differs():

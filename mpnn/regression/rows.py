@@ -1,0 +1,137 @@
+"""One stored row: everything that was measured of a claim, as a typed record.
+
+A row is the `extra_info` of a pytest-benchmark entry. It is written and read here alone, and
+reading is strict: a row that is passed over silently is a claim that nobody gates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from mpnn.errors import InputError
+
+NUMBERS = frozenset({"log_ratio", "log_ratio_low", "log_ratio_high", "margin", "subject_seconds"})
+WORDS = frozenset({"verdict", "commit", "recorded"})
+REQUIRED = NUMBERS | WORDS | {"versions", "accuracy"}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the outputs of the timed runs say: whether the claim stands, why, and figures."""
+
+    passed: bool
+    text: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim as measured.
+
+    Attributes:
+        log_ratio: median of ln(subject / reference); `_low` and `_high` bound it.
+        margin: fraction by which the ratio may move before the claim has changed.
+        subject_seconds: median per protein or sequence.
+        verdict: word of `verdict.Verdict`.
+        accuracy: what the outputs say.
+        reference_seconds: as `subject_seconds`.
+        confidence: of the interval.
+        pairs: run pairs.
+        looks: looks at the data.
+        repeats: calls per timed run of subject and reference.
+        expected: log-ratio that the row was judged against; None where no figure was stored.
+        first_verdict: verdict before a fresh process measured the claim again; "" if none did.
+        second_log_ratio: what that process measured.
+        second_verdict: what it said, or "void".
+        commit: that was measured; "" until the row is stored, as with the next two.
+        recorded: ISO date and time.
+        versions: of packages.
+        about: whatever else was stored: claim, workload, engine, device, bound, parts, …
+    """
+
+    log_ratio: float
+    log_ratio_low: float
+    log_ratio_high: float
+    margin: float
+    subject_seconds: float
+    verdict: str
+    accuracy: Accuracy
+    reference_seconds: float | None = None
+    confidence: float | None = None
+    pairs: int = 0
+    looks: int = 0
+    repeats: tuple[int, ...] = ()
+    expected: float | None = None
+    first_verdict: str = ""
+    second_log_ratio: float | None = None
+    second_verdict: str = ""
+    commit: str = ""
+    recorded: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, name: str, info: Mapping[str, Any]) -> Row:
+        """The row in the `extra_info` of a stored entry.
+
+        Args:
+            name: test id, for messages.
+            info: the entry's `extra_info`.
+
+        Raises:
+            InputError: a field is missing or cannot mean what it should.
+            TypeError: a number or the accuracy is of another type.
+        """
+        if missing := REQUIRED - info.keys():
+            raise InputError(f"row {name} lacks {', '.join(sorted(missing))}")
+        if not all(math.isfinite(info[key]) for key in NUMBERS):
+            raise InputError(f"row {name} holds a number that is not finite")
+        if not all(isinstance(info[key], str) for key in WORDS):
+            raise InputError(f"row {name} needs strings in {', '.join(sorted(WORDS))}")
+        if not {"passed", "text"} <= info["accuracy"].keys():
+            raise InputError(f"row {name} does not say whether its accuracy passed")
+        return cls.of(info)
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> Row:
+        """The row in what `extra_info` returned, measured in another process or not yet stored."""
+        names = {f.name for f in fields(cls)} - {"about"}
+        known = {key: value for key, value in info.items() if key in names}
+        known["accuracy"] = Accuracy(**info["accuracy"])
+        known["repeats"] = tuple(info.get("repeats", ()))
+        about = {k: v for k, v in info.items() if k not in names and k != "speedup"}
+        return cls(**known, about=about)
+
+    def extra_info(self) -> dict[str, Any]:
+        """What is stored: plain JSON values, without fields that were never set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        about = values.pop("about")
+        values = {key: value for key, value in values.items() if value not in (None, "", {}, ())}
+        values |= {"speedup": self.speedup, "accuracy": asdict(self.accuracy)}
+        return {**about, **values, "repeats": list(self.repeats)}
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than the reference the subject is."""
+        return math.exp(-self.log_ratio)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Interval of the speed-up."""
+        return math.exp(-self.log_ratio_high), math.exp(-self.log_ratio_low)
+
+    @property
+    def moved(self) -> tuple[float, float, float]:
+        """Change of the time ratio against the expected one, as a fraction, with its interval.
+
+        Only where a figure was expected.
+        """
+        assert self.expected is not None
+        at, low, high = (
+            math.expm1(value - self.expected)
+            for value in (self.log_ratio, self.log_ratio_low, self.log_ratio_high)
+        )
+        return at, low, high

@@ -13,6 +13,7 @@ from mpnn.flat import Flat
 from mpnn.optimizations.native.engine import NativeEngine
 from mpnn.sampling import Job
 from mpnn.synthetic import made_up_backbone
+from mpnn.weights import Checkpoint
 
 __all__ = ["Flat", "engine", "job", "made_up_backbone", "np", "sampled"]
 
@@ -56,7 +57,11 @@ def _network(config: ModelConfig) -> dict[str, np.ndarray]:
 def engine(threads: int) -> NativeEngine:
     """The engine of the library that the command line names."""
     config = ModelConfig()
-    return NativeEngine(_network(config), config, threads, ctypes.CDLL(sys.argv[1]))
+    return NativeEngine(
+        Checkpoint(_network(config), config, {}),
+        threads=threads,
+        library=ctypes.CDLL(sys.argv[1]),
+    )
 
 
 def job(flat: Flat, samples: int) -> Job:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from native_build import compiler, native_library
+from native_build import native_library
 from native_cases import SMALL, draw, jobs, native, sampled, structures
 
 from mpnn.config import ModelConfig
 from mpnn.errors import InputError
-from mpnn.optimizations.native.engine import NativeEngine, default_threads, supported
-from mpnn.weights import formula_weights
+from mpnn.optimizations.native import unsupported
+from mpnn.optimizations.native.engine import NativeEngine, default_threads
+from mpnn.weights import Checkpoint, formula_weights
 
 
 def broken(x: np.ndarray, at: Any, value: Any) -> np.ndarray:
@@ -108,14 +106,16 @@ def test_arrays_that_are_not_contiguous() -> None:
 
 
 def test_networks_that_are_not_supported() -> None:
-    """Other widths and more neighbors than the library has room for are refused with a reason."""
-    assert supported(SMALL) is None
-    assert "hidden size" in str(supported(ModelConfig(hidden_dim=96)))
-    assert "neighbors" in str(supported(ModelConfig(k_neighbors=129)))
-    assert "ProteinMPNN" in str(supported("ssm"))
+    """Other widths, too many neighbors and other devices are refused with a reason."""
+    assert unsupported(SMALL) == ""
+    assert "hidden size" in unsupported(ModelConfig(hidden_dim=96))
+    assert "neighbors" in unsupported(ModelConfig(k_neighbors=129))
+    assert "ProteinMPNN" in unsupported("ssm")
     for config in (ModelConfig(hidden_dim=96), None):
         with pytest.raises(InputError, match="exact-torch"):
-            NativeEngine({}, config, library=native_library())
+            NativeEngine(Checkpoint({}, config, {}), library=native_library())
+    with pytest.raises(InputError, match="not on mps"):
+        NativeEngine(formula_weights(SMALL), "mps", library=native_library())
 
 
 def test_wrong_weights_are_refused() -> None:
@@ -129,7 +129,7 @@ def test_wrong_weights_are_refused() -> None:
         (without, r"lack W_s\.weight"),
     ):
         with pytest.raises(InputError, match=match):
-            NativeEngine(wrong, SMALL, library=native_library())
+            NativeEngine(Checkpoint(wrong, SMALL, {}), library=native_library())
 
 
 def test_threads_that_cannot_be() -> None:
@@ -137,15 +137,3 @@ def test_threads_that_cannot_be() -> None:
     with pytest.raises(InputError, match="0 threads"):
         NativeEngine(formula_weights(SMALL), threads=0, library=native_library())
     assert default_threads() >= 1
-
-
-def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
-    """The version of the C interface is read before anything else is called."""
-    source = tmp_path / "other.c"
-    source.write_text("int mpnn_abi_version(void) { return 999; }\n")
-    library = tmp_path / "other.so"
-    subprocess.run(
-        [*compiler(), "-x", "c", "-shared", "-fPIC", str(source), "-o", str(library)], check=True
-    )
-    with pytest.raises(InputError, match="999"):
-        NativeEngine(formula_weights(SMALL), library=ctypes.CDLL(str(library)))

@@ -211,7 +211,10 @@ def _structures(designs: Designs, path: Path, form: Structures) -> dict[str, str
 def _load(options: RunOptions) -> Model:
     from mpnn.design import load
 
-    return load(options.weights, options.engine, options.device)
+    model = load(options.weights, options.engine, options.device)
+    for note in model.notes:
+        sys.stderr.write(f"{note}\n")
+    return model
 
 
 def _rule_book(

@@ -35,7 +35,7 @@ from mpnn.sampling import (
     with_graph_coloring,
 )
 from mpnn.schedule import FloatArray, IntArray, Order, decoding_order, rank_of
-from mpnn.weights import Card, default_weights, load_weights
+from mpnn.weights import Card, default_weights, load_arrays
 
 if TYPE_CHECKING:
     from mpnn.optimizations import Engine
@@ -66,11 +66,15 @@ def load(name: str | Path | None = None, engine: str | None = None, device: str 
         InputError: the weights cannot be found or used, the engine or device does not exist, or the
             engine runs networks of another kind.
     """
-    from mpnn.optimizations import check_device, load_engine
+    from mpnn.optimizations import check_device, exact_form, load_engine
 
     check_device(device)
-    network, card = load_weights(default_weights() if name is None else name)
-    return Model(load_engine(network, engine, device), network.config, card)
+    weights = load_arrays(default_weights() if name is None else name)
+    notes = []
+    if engine in (None, "exact") and device == "cpu" and isinstance(weights.config, ModelConfig):
+        _, reason = exact_form(weights, device)
+        notes += [f"engine exact runs in torch, which takes longer: {reason}"] if reason else []
+    return Model(load_engine(weights, engine, device), weights.config, weights.card, notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +100,14 @@ class Model:
         card: what is known about them.
         config: size of the network.
         engine: how it is run.
+        notes: what a user should know about that, one sentence each.
     """
 
-    def __init__(self, engine: Engine, config: NetworkConfig, card: Card) -> None:
+    def __init__(
+        self, engine: Engine, config: NetworkConfig, card: Card, notes: Sequence[str] = ()
+    ) -> None:
         self.engine, self.config, self.card = engine, config, card
+        self.notes = tuple(notes)
         self.name = str(card["name"])
 
     def design(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mpnn.config import ARCHITECTURES, NetworkConfig
 from mpnn.optimizations import Engine, load_engine
 from mpnn.schedule import Order
-from mpnn.weights import Card, formula_weights, load_weights, shipped
+from mpnn.weights import Card, formula_weights, load_arrays, shipped
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Variant:
     @property
     def card(self) -> Card | None:
         """The card of the shipped checkpoint; None where it is not used or does not exist."""
-        return load_weights(self.architecture)[1] if self._ships else None
+        return load_arrays(self.architecture).card if self._ships else None
 
     @property
     def _ships(self) -> bool:
@@ -51,9 +51,8 @@ class Variant:
         Times do not depend on the values of weights; recovery does, and is stated of checkpoints
         alone.
         """
-        ships = self._ships
-        model = load_weights(self.architecture)[0] if ships else formula_weights(self.config)
-        return load_engine(model, self.engine, self.device)
+        weights = load_arrays(self.architecture) if self._ships else formula_weights(self.config)
+        return load_engine(weights, self.engine, self.device)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -69,16 +68,15 @@ VARIANTS: dict[str, Variant] = {
     "baseline-batch-8": Variant(batch=8),
     "minimal-batch-8": Variant("minimal", batch=8),
     "minimal-k30-batch-8": Variant("minimal-k30", batch=8),
-    "exact": Variant(engine="exact"),
     "baseline-coloured": Variant(order="graph-coloring"),
-    "exact-coloured": Variant(engine="exact", order="graph-coloring"),
+    "exact-coloured": Variant(engine="exact-torch", order="graph-coloring"),
     "baseline-mps": Variant(device="mps"),
     "coreml-extreme-v2": Variant("extreme-v2", "coreml", batch=8),
     "extreme-v2-mlx": Variant("extreme-v2", "mlx"),
     "extreme-v2-mlx-eager": Variant("extreme-v2", "mlx-eager"),
     "extreme-v2-mlx-fused": Variant("extreme-v2", "mlx-fused"),
     "one-shot": Variant("one-shot"),
-    "one-shot-exact": Variant("one-shot", "exact"),
+    "one-shot-exact": Variant("one-shot", "exact-torch"),
     "minimal-one-shot": Variant("minimal-one-shot"),
     "ssm": Variant("ssm", "ssm"),
 }

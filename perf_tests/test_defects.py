@@ -203,7 +203,7 @@ def test_reduced_precision_may_cost_neither_flips_nor_recovery(right, share, sur
 NOT_PUBLISHED_WAY = [
     (BY_ID["pruning+batching"], 0),
     (BY_ID["non-autoregressive+exact"], 0),
-    (Claim(id="a", what="", subject="staged", workload="sample-1x106", reference="exact"), 1),
+    (Claim(id="a", what="", subject="staged", workload="sample-1x106", reference="exact-torch"), 1),
 ]
 
 

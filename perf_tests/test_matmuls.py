@@ -21,7 +21,7 @@ def test_the_bound_is_what_the_engine_multiplies(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # the counter sees one thread
     monkeypatch.setattr(blocks, "fuses", lambda: False)  # and does not know oneDNN's matmuls
     samples, backbone = 3, made_up_backbone(80)
-    engine = load_engine("exact", formula_weights(BASELINE))
+    engine = load_engine(formula_weights(BASELINE), "exact-torch")
     batch = Flat.from_backbones([backbone])
     keys = [Key(0, n, 0.1) for n in range(samples)]
     job = make_job(batch.S, [Constraints.free(backbone.mask)], keys)
@@ -36,7 +36,7 @@ def test_the_bound_is_what_the_engine_multiplies(monkeypatch):
 def test_the_parts_of_a_job_are_shares_of_its_time(monkeypatch):
     """Shares of all kinds of operations add up to one, matmuls are seen, results are the same."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    engine, backbone = load_engine("exact", formula_weights(BASELINE)), made_up_backbone(40)
+    engine, backbone = load_engine(formula_weights(BASELINE), "exact-torch"), made_up_backbone(40)
     batch = Flat.from_backbones([backbone])
     job = make_job(batch.S, [Constraints.free(backbone.mask)], [Key(0, 0, 0.1)])
     sequences = []

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from mpnn.config import ModelConfig, NetworkConfig, SSMConfig
 from mpnn.errors import InputError
 from mpnn.flat import Flat
+from mpnn.optimizations import native
 from mpnn.optimizations.one_shot import OneShotEngine, UnconditionalEngine
 from mpnn.sampling import Job, Samples
 from mpnn.schedule import Graph, IntArray
+from mpnn.weights import Checkpoint, build_network
 
 if TYPE_CHECKING:
     from mpnn.weights import Network
@@ -68,19 +70,22 @@ class EngineSpec:
             but for the rounding of its type.
         extra: extra of this project that installs the packages it imports.
         networks: configuration of the networks that it runs.
+        torch: whether it is made from a torch network; otherwise a `Checkpoint` will do.
     """
 
     target: str
     close: bool = False
     extra: str = ""
     networks: type[NetworkConfig] = ModelConfig
+    torch: bool = True
 
 
 _HERE = "mpnn.optimizations"
 
 ENGINES: dict[str, EngineSpec] = {
     "reference": EngineSpec(f"{_HERE}.reference:ReferenceEngine"),
-    "exact": EngineSpec(f"{_HERE}.exact:ExactEngine"),
+    "exact": EngineSpec(f"{_HERE}.exact:ExactEngine"),  # or the next: see `exact_form`
+    "exact-native": EngineSpec(f"{_HERE}.native.engine:NativeEngine", torch=False),
     "exact-torch": EngineSpec(f"{_HERE}.exact:ExactEngine"),
     "ball-tree": EngineSpec(f"{_HERE}.knn:BallTreeEngine", extra="knn"),
     "kd-tree": EngineSpec(f"{_HERE}.knn:KDTreeEngine", extra="knn"),
@@ -110,11 +115,23 @@ KINDS: dict[type[NetworkConfig], str] = {
 }
 
 
-def load_engine(network: Network, name: str | None = None, device: str = "cpu") -> Engine:
+def exact_form(network: Network | Checkpoint, device: str = "cpu") -> tuple[str, str]:
+    """The engine that "exact" means for a network on a device, and why it is not the compiled one.
+
+    Returns:
+        "exact-native" and "", or "exact-torch" and the reason.
+    """
+    reason = native.obstacle(network, device)
+    return ("exact-torch", reason) if reason else ("exact-native", "")
+
+
+def load_engine(
+    network: Network | Checkpoint, name: str | None = None, device: str = "cpu"
+) -> Engine:
     """Makes the engine that runs a network with its weights.
 
     Args:
-        network: the network.
+        network: the network, or its checkpoint: the compiled engine is then made without torch.
         name: in `ENGINES`, or the `module:class` of an engine of your own; None takes the default
             for the kind of network.
         device: where to run it.
@@ -125,6 +142,8 @@ def load_engine(network: Network, name: str | None = None, device: str = "cpu") 
     """
     kind = type(network.config)
     name = name or DEFAULT_ENGINES[kind]
+    if name == "exact":
+        name, _ = exact_form(network, device)
     spec = ENGINES.get(name) or EngineSpec(name)
     make = _engine_class(name, spec)
     if not issubclass(kind, spec.networks):
@@ -132,6 +151,8 @@ def load_engine(network: Network, name: str | None = None, device: str = "cpu") 
             f"engine {name} runs {KINDS[spec.networks]}, and these weights are for "
             f"{KINDS[kind]}; take engine {DEFAULT_ENGINES[kind]}"
         )
+    if spec.torch and isinstance(network, Checkpoint):
+        network = build_network(network.config, network.arrays)
     engine: Engine = make(network, device)
     if network.config.autoregressive or isinstance(engine, UnconditionalEngine):
         return engine

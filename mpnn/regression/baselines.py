@@ -88,7 +88,7 @@ def load(path: Path) -> Run:
             another machine.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = _read(path)
         machine, benchmarks = data["machine_info"], data["benchmarks"]
         rows = {b["fullname"]: Row.read(b["fullname"], b["extra_info"]) for b in benchmarks}
         commit = data["commit_info"]["id"]
@@ -108,6 +108,18 @@ def load(path: Path) -> Run:
             f"one class of machines: move it back or record here with `tox -e record`"
         )
     return run
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A stored run, with the rows of `exact-…` under the form of the engine that they measured.
+
+    Until the compiled form existed, engine "exact" was the torch form, which has rows of its own.
+    """
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for row in data["benchmarks"]:
+        if row["extra_info"].get("engine") == "exact":
+            row["fullname"] = row["fullname"].replace("[exact-", "[exact-torch-")
+    return data
 
 
 def history(folder: Path) -> list[Run]:
@@ -211,6 +223,6 @@ def _with_earlier_rows(
     """`data`, signed, after the rows of an earlier run that it neither renews nor drops."""
     signed = _signed(data)
     left_out = {row["fullname"] for row in data["benchmarks"]} | set(dropped)
-    earlier = json.loads(before.read_text(encoding="utf-8"))["benchmarks"]
+    earlier = _read(before)["benchmarks"]
     kept = [row for row in earlier if row["fullname"] not in left_out]
     return {**signed, "benchmarks": kept + signed["benchmarks"]}

@@ -192,10 +192,13 @@ def device_of(variant: Variant, apple: bool) -> str:
 def exact_details(claim: Claim) -> dict[str, object]:
     """Bound and parts of a job of the exact engine, see `matmuls`; {} for other rows."""
     workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
-    if variant.engine != "exact" or not isinstance(variant.config, ModelConfig):
+    forms = ("exact-native", "exact-torch")
+    if variant.engine not in forms or not isinstance(variant.config, ModelConfig):
         return {}
     samples = max(1, workload.samples) if variant.config.autoregressive else 1
     found = bound(variant.config, workload.length, samples, torch.get_num_threads())
+    if variant.engine == "exact-native":  # a profiler of torch sees one call
+        return {"bound": found}
     call = side(variant, workload, [backbones(workload, 0)]).call
     return {"bound": found, "parts": parts(lambda: call(0))}
 

@@ -50,7 +50,7 @@ def point(length: int, samples: int, repeats: int) -> dict[str, float]:
     """One point: seconds of the whole job, of its matmuls alone, and memory."""
     config = ARCHITECTURES["baseline"]
     assert isinstance(config, ModelConfig)
-    engine = load_engine(formula_weights(config), "exact")
+    engine = load_engine(formula_weights(config), "exact-torch")
     backbone = made_up_backbone(length)
     batch = Flat.from_backbones([backbone])
     keys = [Key(0, n, 0.1) for n in range(samples)]

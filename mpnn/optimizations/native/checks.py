@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from mpnn.config import NUM_LETTERS
 from mpnn.errors import InputError
 from mpnn.flat import Flat
+from mpnn.optimizations.native import MOST_NEIGHBORS
 from mpnn.sampling import Job
 
-MOST_NEIGHBORS = 128
 FARTHEST = 1e6
 """Å from the origin: beyond, float32 cannot tell a residue from its neighbor."""
 

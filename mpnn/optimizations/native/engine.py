@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from mpnn.config import NUM_LETTERS, ModelConfig
 from mpnn.errors import InputError
 from mpnn.flat import Flat
+from mpnn.optimizations.native import unsupported
 from mpnn.optimizations.native.checks import (
-    MOST_NEIGHBORS,
     check_array,
     check_flat,
     check_job,
@@ -28,13 +28,6 @@ from mpnn.optimizations.native.checks import (
 )
 from mpnn.optimizations.native.library import load
 from mpnn.sampling import Job, Samples
-
-ABI_VERSION = 1
-"""Of the C interface that this module speaks; the library says the same number."""
-
-WIDTH_STEP = 64
-"""The hidden size must be a multiple: whole vectors of every instruction set."""
-
 
 FEATURES, POSITIONAL, PAIRS, CENTERS = "features.", 16, 25, 16
 RBF_MIN, RBF_MAX = 2.0, 22.0  # Å
@@ -88,34 +81,33 @@ class NativeEngine:
 
     def __init__(
         self,
-        parameters: Mapping[str, NDArray[np.float32]] | Any,
-        config: ModelConfig | None = None,
+        network: Any,
+        device: str = "cpu",
         threads: int | None = None,
         library: ctypes.CDLL | None = None,
     ) -> None:
         """Folds and packs the weights.
 
         Args:
-            parameters: name to array, named as in the published checkpoints; or a torch network,
-                which brings its configuration.
-            config: size of the network.
+            network: a `Checkpoint`, or a torch network, whose weights are rounded to float32.
+            device: "cpu".
             threads: of a job; None takes OMP_NUM_THREADS, or as many as this process may use.
             library: loaded already; None takes the one that belongs to this package and CPU.
 
         Raises:
-            InputError: the network is not one that the library runs, threads < 1, or the library
-                cannot be loaded or has another version; the message says why.
+            InputError: the network or device is not one that the library runs, threads < 1, or the
+                library cannot be loaded or has another version; the message says why.
         """
-        if not isinstance(parameters, Mapping):
-            config = parameters.config
-            state = parameters.state_dict().items()
-            parameters = {name: x.detach().cpu().float().numpy() for name, x in state}
-        self.config = _checked_config(config)
+        if device != "cpu":
+            raise InputError(f"engine exact-native runs on the CPU, not on {device}; take cpu")
+        if reason := unsupported(network.config):
+            raise InputError(f"engine exact-native: {reason}; take exact-torch")
+        self.config: ModelConfig = network.config
         self.threads = default_threads() if threads is None else threads
         if self.threads < 1:
             raise InputError(f"{self.threads} threads: a job needs at least one")
         self.library = _declared(load().handle if library is None else library)
-        self.network = self._network(list(folded(parameters, self.config)))
+        self.network = self._network(list(folded(_parameters(network), self.config)))
         weakref.finalize(self, self.library.mpnn_network_free, self.network)
 
     def _network(self, tensors: list[Array]) -> ctypes.c_void_p:
@@ -239,15 +231,12 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
-def supported(config: Any) -> str | None:
-    """Why the library does not run networks of this configuration; None where it does."""
-    if not isinstance(config, ModelConfig):
-        return "it is not a ProteinMPNN network"
-    if config.hidden_dim % WIDTH_STEP:
-        return f"its hidden size is {config.hidden_dim}, and must be a multiple of {WIDTH_STEP}"
-    if config.k_neighbors > MOST_NEIGHBORS:
-        return f"it reads {config.k_neighbors} neighbors, and {MOST_NEIGHBORS} are the most"
-    return None
+def _parameters(network: Any) -> Mapping[str, NDArray[np.float32]]:
+    if hasattr(network, "arrays"):
+        arrays: Mapping[str, NDArray[np.float32]] = network.arrays
+        return arrays
+    state = network.state_dict().items()
+    return {name: x.detach().cpu().float().numpy() for name, x in state}
 
 
 def folded(
@@ -327,13 +316,6 @@ def _float32(array: Array) -> NDArray[np.float32]:
     return np.ascontiguousarray(array, np.float32)
 
 
-def _checked_config(config: ModelConfig | None) -> ModelConfig:
-    why = supported(config)
-    if why is not None or config is None:
-        raise InputError(f"the compiled engine cannot run this network: {why}; take exact-torch")
-    return config
-
-
 def _check_status(status: int, message: Any) -> None:
     if status == OUT_OF_MEMORY:
         raise MemoryError("out of memory in the compiled engine")
@@ -349,13 +331,7 @@ def _text(message: Any) -> str:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with the types of its functions, after its version has been checked."""
-    version = library.mpnn_abi_version()
-    if version != ABI_VERSION:
-        raise InputError(
-            f"the compiled library has interface {version} and this package {ABI_VERSION}; "
-            "build it again with pip install"
-        )
+    """The library with the types of its functions."""
     pointer, i32 = ctypes.c_void_p, ctypes.c_int32
     signatures: dict[str, list[Any]] = {
         "mpnn_network_new": [pointer, i32, pointer, pointer, pointer, pointer],

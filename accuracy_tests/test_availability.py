@@ -8,16 +8,15 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from typer.testing import CliRunner
+from cli_runs import run
 
-from mpnn.cli import app
 from mpnn.optimizations import ENGINES, EngineSpec, availability
 from mpnn.optimizations.native import library
 
 
 def test_command_lists_every_engine():
     """Each engine has one line with its networks; the last one is of the native library."""
-    done = CliRunner().invoke(app, ["engines"])
+    done = run("engines")
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == [*ENGINES, "native"]

@@ -31,7 +31,8 @@ from mpnn.weights import formula_weights
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S))
-EXAMPLE = README.split("## Add your own optimization\n")[1].split("\n## ")[0]
+ENGINES_PAGE = (ROOT / "mpnn/optimizations/README.md").read_text(encoding="utf-8")
+EXAMPLE = ENGINES_PAGE.split("## Add your own optimization\n")[1]
 MODULE, ROW = re.findall(r"^```python\n(.*?)^```", EXAMPLE, re.M | re.S)
 (COMMAND,) = re.findall(r"^```sh\n(.*?)\n```", EXAMPLE, re.M | re.S)
 CLAIM = eval(ROW, vars(claims))
@@ -142,7 +143,7 @@ def test_environments_are_those_of_tox():
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
     there = {name.removeprefix("testenv:") for name in tox.sections() if ":" in name}
-    named = set(re.findall(r"tox (?:run )?-e ([\w-]+)", README))
+    named = set(re.findall(r"tox (?:run )?-e ([\w-]+)", README + ENGINES_PAGE))
     assert {"perf", "record"} <= named <= there
     (menu,) = re.findall(r"`python -m tox list` is the menu: (.*?)\.", README)
     assert set(re.findall(r"`([\w-]+)`", menu)) == there
@@ -150,8 +151,8 @@ def test_environments_are_those_of_tox():
 
 
 def command_lines():
-    """Every `mpnn …` of the README: lines of shell blocks and code in the text."""
-    inline = re.findall(r"`(mpnn (?:-|[a-z]+\b).*?)`", README)
+    """Every `mpnn …` of the two pages: lines of shell blocks and code in the text."""
+    inline = re.findall(r"`(mpnn (?:-|[a-z]+\b).*?)`", README + ENGINES_PAGE)
     return sorted({*re.findall(r"^mpnn .*", SHELL, re.M), *inline})
 
 
@@ -196,7 +197,14 @@ def test_options_exist():
 
 
 def test_every_engine_is_in_the_table():
-    """The README names every engine that `--engine` takes, and no other."""
-    section = README.split("## Every way to run it")[1].split("\n## ")[0]
-    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    """The page of the engines names every one that `--engine` takes, and no other."""
+    table = ENGINES_PAGE.split("## Add your own optimization\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert sorted(re.findall(r"`([\w-]+)`", "".join(rows))) == sorted(ENGINES)
+
+
+def test_row_of_the_readme_is_that_of_the_example():
+    """The README shows the row of the worked example, and stays short."""
+    assert ROW in README
+    assert len(README.splitlines()) <= 160
+    assert len(README.encode()) <= 11 * 1024

@@ -117,8 +117,10 @@ def _read(path: Path) -> dict[str, Any]:
     """
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for row in data["benchmarks"]:
-        if row["extra_info"].get("engine") == "exact":
-            row["fullname"] = row["fullname"].replace("[exact-", "[exact-torch-")
+        about, jobs = row["extra_info"], "exact-"
+        if about.get("engine") == "exact" and about["claim"].startswith(jobs):
+            about["claim"] = about["claim"].replace(jobs, "exact-torch-", 1)
+            row["fullname"] = row["fullname"].replace(f"[{jobs}", "[exact-torch-", 1)
     return data
 
 

@@ -255,7 +255,9 @@ def results_markdown(root: Path) -> str:
     sections += _section("Recovery", recovery_markdown(root))
     sections += _section("Distillation", distillation_markdown(root))
     sections += _section("The gate's error rates", gate_markdown(root))
-    sections += _section("Retired", retired_markdown(root))
+    training = root / "retired.md"  # settings of training, written by hand
+    by_hand = training.read_text(encoding="utf-8").strip() if training.exists() else ""
+    sections += _section("Retired", retired_markdown(root), by_hand)
     return "\n\n".join(filter(None, sections)) + "\n"
 
 

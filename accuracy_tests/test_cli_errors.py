@@ -188,6 +188,7 @@ def test_a_name_that_standard_output_cannot_take(
 def test_a_full_standard_output(here: Path, made: str) -> None:
     """What cannot be printed is said in a sentence."""
     command = [sys.executable, "-m", "mpnn", "design", "dimer.pdb", "--weights", made, "--out", "-"]
+    command += ["--engine", "exact-torch"]  # without a note on the engine
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=here, check=False

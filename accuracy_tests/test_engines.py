@@ -38,7 +38,7 @@ from published_arrays import INPUTS, Case
 from mpnn.config import SSMConfig
 from mpnn.errors import InputError
 from mpnn.flat import Flat
-from mpnn.optimizations import ENGINES, load_engine
+from mpnn.optimizations import ENGINES, exact_form, load_engine
 from mpnn.optimizations.one_shot import OneShotEngine
 from mpnn.sampling import Samples, sample_all
 from mpnn.schedule import rank_of
@@ -258,7 +258,11 @@ def test_an_engine_keeps_the_weights_it_was_made_with(name):
 
 def test_the_default_engine_follows_the_network():
     """A ProteinMPNN runs in the exact engine, a state-space network in its own."""
-    assert type(load_engine(network())).__name__ == "ExactEngine"
+    forms = {"exact-native": "NativeEngine", "exact-torch": "ExactEngine"}
+    form, reason = exact_form(network())
+    assert type(load_engine(network())).__name__ == forms[form]
+    assert bool(reason) == (form == "exact-torch")
+    assert type(load_engine(network().double())).__name__ == "ExactEngine"
     assert type(load_engine(formula_weights(SSMConfig(1, 16, 4, 4, 8)))).__name__ == "SSMEngine"
 
 

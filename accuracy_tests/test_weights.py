@@ -159,7 +159,7 @@ def test_types_that_numpy_lacks_are_named(tmp_path: Path) -> None:
     """A checkpoint in bfloat16 is refused with the types to store instead."""
     path = tmp_path / "w.safetensors"
     save_checkpoint(path, formula_weights(CONFIG), {}, torch.bfloat16)
-    with pytest.raises(InputError, match=r"bfloat16.*store the tensors in float32 or float16"):
+    with pytest.raises(InputError, match=r"BF16.*store them in float32 or float16"):
         load_weights(path)
 
 

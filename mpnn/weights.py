@@ -42,6 +42,9 @@ PREFERRED = ("baseline", "minimal")
 """Shipped names to use where none is given, in order of preference."""
 
 METADATA_KEY = "mpnn"
+NOT_IN_NUMPY = frozenset({"BF16", "F8_E4M3", "F8_E5M2"})
+"""Types of safetensors, in its own words."""
+
 SCALE = ".int8_scale"
 """Ending of the name of an int8 matrix's scales."""
 
@@ -245,13 +248,18 @@ def _read_own(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, "np") as file:
             about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [*file.keys()]
+            lacking = NOT_IN_NUMPY & {file.get_slice(name).get_dtype() for name in names}
+            stored = {} if lacking else {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}); copy or fetch it again"
         ) from error
-    except TypeError as error:  # bfloat16 and float8, which numpy lacks
-        raise InputError(f"{path}: {error}; store the tensors in float32 or float16") from error
+    if lacking:  # even where another package has taught numpy the type
+        raise InputError(
+            f"{path}: its tensors are {min(lacking)}, which numpy cannot read; store them in "
+            "float32 or float16"
+        )
     if not isinstance(about, dict) or not isinstance(about.get("card"), dict):
         raise InputError(f"{path}: has no configuration inside; mpnn did not write this file")
     config = _stored_config(path, about.get("config"))

@@ -142,7 +142,7 @@ def load_engine(
     """
     kind = type(network.config)
     name = name or DEFAULT_ENGINES[kind]
-    if name == "exact":
+    if name == "exact" and issubclass(kind, ModelConfig):
         name, _ = exact_form(network, device)
     spec = ENGINES.get(name) or EngineSpec(name)
     make = _engine_class(name, spec)

@@ -188,7 +188,6 @@ def test_a_name_that_standard_output_cannot_take(
 def test_a_full_standard_output(here: Path, made: str) -> None:
     """What cannot be printed is said in a sentence."""
     command = [sys.executable, "-m", "mpnn", "design", "dimer.pdb", "--weights", made, "--out", "-"]
-    command += ["--engine", "exact-torch"]  # without a note on the engine
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=here, check=False
@@ -201,6 +200,7 @@ def test_a_full_standard_output(here: Path, made: str) -> None:
 def test_a_reader_that_closes_the_pipe(here: Path, made: str) -> None:
     """A command such as head may stop reading: the run ends without a traceback."""
     command = [sys.executable, "-m", "mpnn", "design", "dimer.pdb", "--weights", made, "--out", "-"]
+    command += ["--engine", "exact-torch"]  # without a note on the engine
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
     ) as process:

@@ -122,6 +122,17 @@ def check_out(root: Path, revision: str, target: Path) -> Path:
     return target
 
 
+def compiled(tree: Path) -> Path:
+    """The tree with its native library, if it has one and a compiler is found.
+
+    Without it the claims of the compiled engine are among those that could not be measured.
+    """
+    toolchain = tree / "mpnn" / "optimizations" / "native" / "toolchain.py"
+    if toolchain.exists():
+        subprocess.run([sys.executable, str(toolchain)], capture_output=True, check=False)
+    return tree
+
+
 def python_for(tree: Path, head: Path) -> Path:
     """A Python with the tree's dependencies: this one, or a new one where the two trees differ.
 
@@ -200,8 +211,8 @@ def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tu
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = check_out(root, revision, Path(folder) / "base")
-        base = Tree(tree, python_for(tree, root))
-        head = Tree(root, Path(sys.executable))
+        base = Tree(compiled(tree), python_for(tree, root))
+        head = Tree(compiled(root), Path(sys.executable))
         failures, left_out = head.check(word)
         times = alternate(lambda: base.time(word), lambda: head.time(word), pairs)
     kept = {name: seconds for name, seconds in times[0][0].items() if name not in _retired(root)}

@@ -22,7 +22,7 @@ def session_table(rows: Mapping[str, Row], color: bool = False) -> str:
     """What one session measured, by test id, in at most 100 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     claim, *middle, accuracy, verdict = HEADINGS
-    table.add_column(claim, overflow="fold")
+    table.add_column(claim, no_wrap=True)
     for heading in middle:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(accuracy, overflow="fold")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli_runs import DIMER
-from made_up_files import write_pdb, write_weights
+from synthetic_files import write_pdb, write_weights
 
 from mpnn import download, weights
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpnn import cli
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
-DIMER = made_up_backbone(24, chains=2)
+DIMER = synthetic_backbone(24, chains=2)
 
 
 @dataclass(frozen=True)

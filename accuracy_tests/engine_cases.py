@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_files import with_gaps
 from published_arrays import CONFIGS
+from synthetic_files import with_gaps
 
 from mpnn.backbone import Backbone
 from mpnn.config import ModelConfig
@@ -21,20 +21,20 @@ from mpnn.flat import Flat
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import ENGINES, Engine, load_engine
 from mpnn.sampling import Constraints, Job, Key, Samples, make_job
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 CONFIG = CONFIGS["2x64_k12"]  # of the published arrays: one network for all tests
 STRUCTURES: dict[str, list[Backbone]] = {
-    "one chain": [made_up_backbone(50)],
-    "shorter than K": [made_up_backbone(9)],
-    "one residue": [made_up_backbone(1)],
+    "one chain": [synthetic_backbone(50)],
+    "shorter than K": [synthetic_backbone(9)],
+    "one residue": [synthetic_backbone(1)],
     "several": [
-        made_up_backbone(45, chains=3),
-        with_gaps(made_up_backbone(40), 3, 4, 30, 39),
-        with_gaps(made_up_backbone(26), *range(3, 20)),  # fewer complete residues than K
-        made_up_backbone(1, seed=1),
-        made_up_backbone(11, seed=2),
+        synthetic_backbone(45, chains=3),
+        with_gaps(synthetic_backbone(40), 3, 4, 30, 39),
+        with_gaps(synthetic_backbone(26), *range(3, 20)),  # fewer complete residues than K
+        synthetic_backbone(1, seed=1),
+        synthetic_backbone(11, seed=2),
     ],
 }
 KINDS = ("free", "fixed", "tied", "biased")

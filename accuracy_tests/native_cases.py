@@ -6,15 +6,15 @@ import functools
 from typing import Any
 
 import numpy as np
-from made_up_files import with_gaps
 from native_build import native_library
+from synthetic_files import with_gaps
 
 from mpnn.config import ModelConfig
 from mpnn.flat import Flat
 from mpnn.optimizations import Engine, load_engine
 from mpnn.optimizations.native.engine import NativeEngine
 from mpnn.sampling import Constraints, Job, Key, make_job
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 SMALL = ModelConfig(2, 3, 64, 24)
@@ -22,17 +22,17 @@ WIDE = ModelConfig(3, 3, 128, 48)
 TOLERANCE = 3e-5  # nats, deterministic weights
 
 BACKBONES = {
-    "one chain": [made_up_backbone(70)],
-    "three chains": [made_up_backbone(75, chains=3)],
-    "shorter than K": [made_up_backbone(15)],
-    "one residue": [made_up_backbone(1)],
-    "masked residues": [with_gaps(made_up_backbone(60), 3, 4, 30, 59)],
+    "one chain": [synthetic_backbone(70)],
+    "three chains": [synthetic_backbone(75, chains=3)],
+    "shorter than K": [synthetic_backbone(15)],
+    "one residue": [synthetic_backbone(1)],
+    "masked residues": [with_gaps(synthetic_backbone(60), 3, 4, 30, 59)],
     "fewer complete residues than K": [
-        with_gaps(made_up_backbone(33), *range(3, 22)),
-        made_up_backbone(40, seed=1),
+        with_gaps(synthetic_backbone(33), *range(3, 22)),
+        synthetic_backbone(40, seed=1),
     ],
-    "nothing but gaps": [with_gaps(made_up_backbone(12), *range(12))],
-    "different lengths": [made_up_backbone(n, seed=n) for n in (50, 11, 33, 1)],
+    "nothing but gaps": [with_gaps(synthetic_backbone(12), *range(12))],
+    "different lengths": [synthetic_backbone(n, seed=n) for n in (50, 11, 33, 1)],
 }
 KINDS = ("free", "fixed", "tied", "biased")
 

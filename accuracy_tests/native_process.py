@@ -12,10 +12,10 @@ from mpnn.config import ModelConfig
 from mpnn.flat import Flat
 from mpnn.optimizations.native.engine import NativeEngine
 from mpnn.sampling import Job
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import Checkpoint
 
-__all__ = ["Flat", "engine", "job", "made_up_backbone", "np", "sampled"]
+__all__ = ["Flat", "engine", "job", "np", "sampled", "synthetic_backbone"]
 
 
 def _shapes(C: int) -> dict[str, tuple[int, ...]]:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from cli_runs import DIMER, run, sequences
-from made_up_files import pdb_text, write_pdb
+from synthetic_files import pdb_text, write_pdb
 
 import mpnn
 from mpnn import campaign
 from mpnn.backbone import Backbone
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -52,7 +52,7 @@ def test_batch_size_changes_no_file(here: Path) -> None:
 
 def test_split_changes_no_file(here: Path) -> None:
     """Files together in one folder give what each one alone gives."""
-    write_pdb(here / "other.pdb", made_up_backbone(15))
+    write_pdb(here / "other.pdb", synthetic_backbone(15))
     (here / "in").mkdir()
     for name in ("dimer", "other"):
         (here / "in" / f"{name}.pdb").write_text((here / f"{name}.pdb").read_text())
@@ -174,7 +174,7 @@ def test_colon_between_chains(here: Path) -> None:
 
 def test_rules_per_structure(here: Path) -> None:
     """One run takes rules for each structure from JSON, a published file and a LigandMPNN file."""
-    write_pdb(here / "other.pdb", made_up_backbone(15))
+    write_pdb(here / "other.pdb", synthetic_backbone(15))
     (here / "rules.json").write_text('{"dimer": {"chains": "B"}, "other": {"omit": "ACDEFG"}}')
     (here / "fixed.jsonl").write_text('{"dimer": {"A": [], "B": [1, 2]}, "other": {"A": [15]}}')
     (here / "omit.json").write_text('{"dimer.pdb": {"B3": "ACDEFGHIKL"}, "other.pdb": {}}')
@@ -194,7 +194,7 @@ def test_rules_per_structure(here: Path) -> None:
 
 def test_a_structure_without_its_rules_is_one_failure(here: Path) -> None:
     """Where a published file has no entry for a structure, the others are designed."""
-    write_pdb(here / "other.pdb", made_up_backbone(15))
+    write_pdb(here / "other.pdb", synthetic_backbone(15))
     (here / "fixed.jsonl").write_text('{"dimer": {"A": [1]}}')
     result = run("design", "dimer.pdb", "other.pdb", "--published-rules", "fixed.jsonl")
     assert result.exit_code == 1
@@ -220,7 +220,7 @@ def test_split_breaks_reaches_the_reader(here: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("command", ["design", "score"])
 def test_standard_output_joins_files(here: Path, command: str, form: str) -> None:
     """`--out -` prints all results: records one after another, one JSON line each, one table."""
-    write_pdb(here / "other.pdb", made_up_backbone(15))
+    write_pdb(here / "other.pdb", synthetic_backbone(15))
     result = run(command, "dimer.pdb", "other.pdb", "--out", "-", "--format", form)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()

@@ -16,13 +16,13 @@ import pytest
 from cli_runs import DIMER, run, sequences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up_files import pdb_text, write_pdb
+from synthetic_files import pdb_text, write_pdb
 
 from mpnn import campaign, weights
 from mpnn.campaign import Result
 from mpnn.errors import InputError
 from mpnn.options import SOME_FAILED
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -356,7 +356,7 @@ def test_interrupt(here: Path, made: str) -> None:
     """Ctrl-C ends with exit code 130 and a sentence; finished files stay, none is partial."""
     (here / "in").mkdir()
     for n in range(40):
-        write_pdb(here / "in" / f"s{n:02}.pdb", made_up_backbone(100))
+        write_pdb(here / "in" / f"s{n:02}.pdb", synthetic_backbone(100))
     command = [sys.executable, "-m", "mpnn", "design", "in", "--weights", made, "--num-seqs", "50"]
     # A shell that starts the tests in the background leaves them deaf to Ctrl-C: listen again.
     listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

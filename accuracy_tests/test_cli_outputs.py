@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runs import DIMER, run, sequences
-from made_up_files import pdb_text
+from synthetic_files import pdb_text
 
 from mpnn.structure import read_structure
 

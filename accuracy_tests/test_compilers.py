@@ -24,7 +24,7 @@ COMPILED = [traced, pytest.param(CompiledEngine, marks=pytest.mark.slow)]
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_example_fits_the_program(stage: str, layers: int) -> None:
-    """The inputs made up for compilers are taken, and no two axes that vary are of one size."""
+    """The example inputs for compilers are valid, and no two axes that vary are of one size."""
     config = ModelConfig(1, layers, 8, 4)
     inputs = example(stage, config, torch.float32)
     with torch.inference_mode():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from engine_cases import TorchPredictor, core_ml_in_torch
-from made_up_files import with_gaps
+from synthetic_files import with_gaps
 
 from mpnn.config import ModelConfig
 from mpnn.equality import flips, largest_difference
@@ -23,7 +23,7 @@ from mpnn.model import ProteinMPNN
 from mpnn.optimizations import Engine, load_engine
 from mpnn.sampling import Constraints, Job, Key, Samples, make_job
 from mpnn.schedule import steps_of
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights, load_weights
 
 pytest.importorskip("coremltools")
@@ -57,7 +57,7 @@ def model_of(config: ModelConfig = CONFIG, dtype: torch.dtype = torch.float64) -
 
 
 def laid(*lengths: int) -> Flat:
-    return Flat.from_backbones([made_up_backbone(n, seed=n) for n in lengths])
+    return Flat.from_backbones([synthetic_backbone(n, seed=n) for n in lengths])
 
 
 def job_of(flat: Flat, samples: int = 2) -> Job:
@@ -82,9 +82,9 @@ def score_and_sample(engine: Engine, flat: Flat, job: Job) -> tuple[np.ndarray, 
 def test_bucket_network_is_the_reference() -> None:
     """In float64 scores and samples are the reference's, whatever was padded."""
     backbones = [
-        with_gaps(made_up_backbone(30), 3, 4, 29),
-        made_up_backbone(7),
-        made_up_backbone(41),
+        with_gaps(synthetic_backbone(30), 3, 4, 29),
+        synthetic_backbone(7),
+        synthetic_backbone(41),
     ]
     flat = Flat.from_backbones(backbones)
     job, model = job_of(flat), model_of()
@@ -96,7 +96,7 @@ def test_bucket_network_is_the_reference() -> None:
 
 
 class Dirty(TorchPredictor):
-    """Fills the padding with made-up numbers before every call."""
+    """Fills the padding with synthetic numbers before every call."""
 
     def __call__(self, function: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
@@ -267,7 +267,7 @@ def test_no_layer_norm_meets_zeros(
     model = formula_weights(TINY)
     evaluator = MILEvaluator(packages("float16"), exact=False)
     engine = CoreMLEngine(model, predictor=evaluator, buckets=[BUCKET])
-    backbones = [with_gaps(made_up_backbone(11), 2, 3), made_up_backbone(4)]
+    backbones = [with_gaps(synthetic_backbone(11), 2, 3), synthetic_backbone(4)]
     score_and_sample(engine, (flat := Flat.from_backbones(backbones)), job_of(flat, 1))
     assert len(least) > 20
     assert min(least) > 1e-4  # ten times the epsilon

@@ -16,7 +16,7 @@ from mpnn.config import ModelConfig
 from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.optimizations import load_engine
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights, load_weights
 
 pytest.importorskip("coremltools")
@@ -99,7 +99,7 @@ def test_elsewhere_prediction_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("mpnn.optimizations.coreml.engine.cached_package", pytest.fail)
     engine = load_engine(formula_weights(TINY), "coreml")
     with pytest.raises(InputError, match=r"Core ML predicts on macOS only.*another engine"):
-        engine.encode(Flat.from_backbones([made_up_backbone(10)]))
+        engine.encode(Flat.from_backbones([synthetic_backbone(10)]))
 
 
 def test_old_macos_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

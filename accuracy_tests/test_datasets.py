@@ -8,12 +8,12 @@ import pytest
 from mpnn.datasets import ChainSet, find_data
 from mpnn.errors import InputError
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 
 def arrays(*lengths: int) -> dict[str, np.ndarray]:
     """The arrays of a file with synthetic chains."""
-    chains = [made_up_backbone(length, 1, seed) for seed, length in enumerate(lengths)]
+    chains = [synthetic_backbone(length, 1, seed) for seed, length in enumerate(lengths)]
     coords = np.rint(np.concatenate([chain.coords for chain in chains]) * 1000).astype(np.int32)
     letters = "".join(chain.sequence for chain in chains)
     return {
@@ -45,7 +45,7 @@ def test_chains_are_read_back(save):
     assert chains.names == ["0abc_Q", "1abc_Z", "2abc_Q"]
     assert chains.cluster.tolist() == [0, 0, 1]
     for seed, chain in enumerate(chains):
-        made = made_up_backbone((30, 5, 17)[seed], 1, seed)
+        made = synthetic_backbone((30, 5, 17)[seed], 1, seed)
         np.testing.assert_allclose(chain.coords, made.coords, atol=6e-4)
         assert chain.sequence == made.sequence
         assert chain.numbers.tolist() == made.numbers.tolist()
@@ -60,7 +60,7 @@ def test_gaps_and_incomplete_residues_are_masked(save):
     chain = ChainSet(save(**columns))[0]
     assert chain.numbers.tolist() == [1, 2, 2, 3, 4, 5, 6]
     assert chain.mask.tolist() == [True, True, True, False, False, True, False]
-    letters = made_up_backbone(5).sequence
+    letters = synthetic_backbone(5).sequence
     assert chain.sequence == letters[:3] + "XX" + letters[3:]
     assert not chain.coords[~chain.mask].any()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_files import made_model
+from synthetic_files import made_model
 
 import mpnn
 from mpnn.backbone import Backbone
@@ -25,7 +25,7 @@ from mpnn.optimizations import ENGINES, load_engine
 from mpnn.rules import Rules
 from mpnn.sampling import noise
 from mpnn.schedule import decoding_order, rank_of
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 
@@ -37,7 +37,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def dimer() -> Backbone:
     """Two chains, A and B, of 20 residues each, numbered from 1."""
-    return made_up_backbone(40, chains=2)
+    return synthetic_backbone(40, chains=2)
 
 
 @pytest.fixture(scope="module")
@@ -390,16 +390,16 @@ def test_nothing_to_score(model: Model, dimer: Backbone) -> None:
 @pytest.mark.parametrize("text", ["", "A", "A" * 41, "A" * 19 + "B", "A" * 19 + "/A", "ß" * 10])
 def test_sequences_that_do_not_fit(model: Model, dimer: Backbone, text: str) -> None:
     """A sequence of the wrong length, with unknown letters or wrongly parted is refused."""
-    with pytest.raises(InputError, match="made_up"):
+    with pytest.raises(InputError, match="synthetic"):
         model.score(dimer, text, chains="B")
 
 
 def test_a_sequence_that_does_not_fit_is_named(model: Model, dimer: Backbone) -> None:
     """Of several sequences the one at fault is told, by its number or by its label."""
     texts = ["A" * 40, "A" * 39]
-    with pytest.raises(InputError, match=r"made_up.*: sequence 2 has 39 residues"):
+    with pytest.raises(InputError, match=r"synthetic.*: sequence 2 has 39 residues"):
         model.score_many(dimer, texts)
-    with pytest.raises(InputError, match=r"made_up.*: the short one has 39 residues"):
+    with pytest.raises(InputError, match=r"synthetic.*: the short one has 39 residues"):
         model.score_many(dimer, texts, labels=["the long one", "the short one"])
 
 
@@ -489,7 +489,7 @@ def test_scores_are_the_published_ones(name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_the_graph_coloring_order_is_an_option() -> None:
     """Scores differ from the random order's, for any batch; unknown orders and ties fail."""
-    backbone = made_up_backbone(60)
+    backbone = synthetic_backbone(60)
     model = made_model()
     random = model.design(backbone, 4, temperature=1.0)
     coloring = model.design(backbone, 4, temperature=1.0, order="graph-coloring")

@@ -10,7 +10,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
-from made_up_files import THREE_LETTERS, made_model
+from synthetic_files import THREE_LETTERS, made_model
 
 from mpnn.backbone import ATOMS, Backbone
 from mpnn.design import Model
@@ -18,10 +18,10 @@ from mpnn.design_structure import Template, form_of, read_source, structure_text
 from mpnn.errors import InputError
 from mpnn.results import Designs
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 REMARKS = "REMARK   1 MADE FOR A TEST\nREMARK PDBinfo-LABEL:    3 FIXED\n"
-MADE = made_up_backbone(24, chains=2)
+MADE = synthetic_backbone(24, chains=2)
 
 ATOM_LINE = re.compile(
     r"(?:ATOM  |HETATM)[ \d]{4}\d "  # 1-12 record, serial number

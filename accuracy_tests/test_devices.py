@@ -31,7 +31,7 @@ from mpnn.optimizations.exact.workers import Buffers, Workers
 from mpnn.optimizations.tensors import on_device
 from mpnn.sampling import Constraints, Key, make_job
 from mpnn.schedule import steps_of
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 CONFIG = ModelConfig(1, 2, 32, 12)
@@ -93,7 +93,7 @@ def on_meta(record: Any) -> Any:
 def decoding_on_meta(tied: bool) -> tuple[Decoder, WorkerRows]:
     """A decoder and its worker's rows on the meta device, scheduled on the host as always."""
     model: ProteinMPNN = formula_weights(CONFIG)
-    flat = Flat.from_backbones([made_up_backbone(40)])
+    flat = Flat.from_backbones([synthetic_backbone(40)])
     constraints = Constraints.free(flat.mask)
     constraints.designed[::4] = False
     if tied:

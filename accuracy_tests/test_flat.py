@@ -8,9 +8,9 @@ import torch
 
 from mpnn.flat import Flat
 from mpnn.model import Batch
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
-BACKBONES = [made_up_backbone(n, chains, n) for n, chains in ((12, 2), (5, 1), (9, 1))]
+BACKBONES = [synthetic_backbone(n, chains, n) for n, chains in ((12, 2), (5, 1), (9, 1))]
 
 
 @pytest.fixture

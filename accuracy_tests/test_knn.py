@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from engine_cases import CONFIG, STRUCTURES, engine_of
-from made_up_files import with_gaps
+from synthetic_files import with_gaps
 
 from mpnn import graph
 from mpnn.flat import Flat
@@ -15,7 +15,7 @@ from mpnn.regression.claims import Claim
 from mpnn.regression.outputs import SAME_DISTANCE, GraphPair, same_neighbors
 from mpnn.regression.timing import PairedTiming
 from mpnn.regression.workloads import accuracy, sides
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
@@ -25,8 +25,8 @@ from mpnn.optimizations.knn import Nearest, ball_tree, kd_tree, with_neighbors
 TREES = {"ball-tree": ball_tree, "kd-tree": kd_tree}
 TOLERANCE = 1e-5
 CASES = STRUCTURES | {
-    "no complete residue": [with_gaps(made_up_backbone(5), *range(5)), made_up_backbone(8)],
-    "long": [made_up_backbone(150, chains=2)],
+    "no complete residue": [with_gaps(synthetic_backbone(5), *range(5)), synthetic_backbone(8)],
+    "long": [synthetic_backbone(150, chains=2)],
 }
 
 
@@ -49,7 +49,7 @@ def test_same_neighbor_distances(structures: str, tree: Nearest) -> None:
 
 def test_given_neighbors_are_kept() -> None:
     """Structures that bring their neighbors are not searched again."""
-    flat = Flat.from_backbones([made_up_backbone(30)])
+    flat = Flat.from_backbones([synthetic_backbone(30)])
     given = flat.with_neighbors(np.tile(np.arange(5), (30, 1)))
     assert with_neighbors(given, 24, kd_tree) is given
 
@@ -83,7 +83,7 @@ def test_the_search_alone_is_what_is_timed(name: str) -> None:
 
 def test_a_wrong_neighbor_is_seen() -> None:
     """One neighbor replaced by the next farther residue fails the check of the step."""
-    protein = made_up_backbone(60)
+    protein = synthetic_backbone(60)
     flat, k = Flat.from_backbones([protein]), CONFIG.k_neighbors
     E_idx = with_neighbors(flat, k + 1, kd_tree).E_idx
     right, wrong = E_idx[:, :k], E_idx[:, :k].copy()

@@ -37,7 +37,7 @@ from mpnn.optimizations.mlx.metal import (  # noqa: E402
 )
 from mpnn.optimizations.reference import ReferenceEngine  # noqa: E402
 from mpnn.sampling import Constraints, Key, make_job  # noqa: E402
-from mpnn.synthetic import made_up_backbone  # noqa: E402
+from mpnn.synthetic import synthetic_backbone  # noqa: E402
 from mpnn.weights import formula_weights  # noqa: E402
 
 R, TABLE = 3, 7  # residues, rows of what neighbors add
@@ -219,7 +219,7 @@ class ShimEngine(EagerMLXEngine):
 def test_whole_network_through_the_kernel(tmp_path: Path) -> None:
     """Sequences and log-probabilities of the whole network, messages by the kernel, are right."""
     model = formula_weights(ModelConfig(1, 2, 32, 12))
-    flat = Flat.from_backbones([made_up_backbone(14), made_up_backbone(7, seed=1)])
+    flat = Flat.from_backbones([synthetic_backbone(14), synthetic_backbone(7, seed=1)])
     free = [Constraints.free(np.ones(n, bool)) for n in (14, 7)]
     job = make_job(flat.S, free, [Key(3, 0, 0.3)])
     engines = ReferenceEngine(model), ShimEngine(model, tmp_path)

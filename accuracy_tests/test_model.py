@@ -13,7 +13,7 @@ from mpnn.backbone import Backbone
 from mpnn.config import ModelConfig
 from mpnn.flat import Flat
 from mpnn.model import Batch, ProteinMPNN
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 CONFIG = ModelConfig(2, 2, 64, 16)
@@ -43,7 +43,7 @@ def random_ranks(batch: Batch, seed: int = 0) -> Tensor:
 @torch.inference_mode()
 def test_batch_equals_one_by_one(model: ProteinMPNN) -> None:
     """Structures of different lengths, one shorter than K, get the same values alone and padded."""
-    backbones = [made_up_backbone(n, seed=n) for n in (40, 9, 23)]
+    backbones = [synthetic_backbone(n, seed=n) for n in (40, 9, 23)]
     batch = batch_of(*backbones)
     rank = random_ranks(batch)
     together = model(batch, native(*backbones), rank)
@@ -57,7 +57,7 @@ def test_batch_equals_one_by_one(model: ProteinMPNN) -> None:
 @torch.inference_mode()
 def test_rotation_and_translation_change_nothing(model: ProteinMPNN) -> None:
     """Log-probabilities do not depend on where the structure stands in space."""
-    batch, S = batch_of(made_up_backbone(50)), native(made_up_backbone(50))
+    batch, S = batch_of(synthetic_backbone(50)), native(synthetic_backbone(50))
     Q, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())
     Q = Q * torch.linalg.det(Q)  # a rotation, not a reflection
     shift = torch.tensor([10.0, -20.0, 5.0], dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_rotation_and_translation_change_nothing(model: ProteinMPNN) -> None:
 @torch.inference_mode()
 def test_mirror_image_changes_the_result(model: ProteinMPNN) -> None:
     """The virtual Cβ gives the network handedness: a reflection is another structure."""
-    batch, S = batch_of(made_up_backbone(50)), native(made_up_backbone(50))
+    batch, S = batch_of(synthetic_backbone(50)), native(synthetic_backbone(50))
     mirrored = dataclasses.replace(batch, X=batch.X * torch.tensor([-1.0, 1, 1]).double())
     rank = random_ranks(batch)
     difference = model(batch, S, rank) - model(mirrored, S, rank)
@@ -80,7 +80,7 @@ def test_mirror_image_changes_the_result(model: ProteinMPNN) -> None:
 @torch.inference_mode()
 def test_order_of_chains_changes_nothing(model: ProteinMPNN) -> None:
     """Chains in another order give the same values at the same residues."""
-    backbone = made_up_backbone(60, chains=3)
+    backbone = synthetic_backbone(60, chains=3)
     swapped = backbone.select_chains([backbone.chain_ids[c] for c in (2, 0, 1)])
     moved = np.concatenate([np.flatnonzero(backbone.chain_index == c) for c in (2, 0, 1)])
     here, there = batch_of(backbone), batch_of(swapped)
@@ -93,7 +93,7 @@ def test_order_of_chains_changes_nothing(model: ProteinMPNN) -> None:
 @torch.inference_mode()
 def test_a_residue_sees_earlier_residues_only(model: ProteinMPNN) -> None:
     """Changing one residue type changes later residues, neither the residue nor earlier ones."""
-    batch, S = batch_of(made_up_backbone(40)), native(made_up_backbone(40))
+    batch, S = batch_of(synthetic_backbone(40)), native(synthetic_backbone(40))
     rank = random_ranks(batch)
     changed = S.clone()
     i = int((rank[0] == 10).nonzero())
@@ -106,7 +106,7 @@ def test_a_residue_sees_earlier_residues_only(model: ProteinMPNN) -> None:
 @torch.inference_mode()
 def test_neighbors_found_elsewhere_give_the_same(model: ProteinMPNN) -> None:
     """A batch that brings its E_idx, in any order of slots, gives the same values."""
-    batch, S = batch_of(made_up_backbone(45)), native(made_up_backbone(45))
+    batch, S = batch_of(synthetic_backbone(45)), native(synthetic_backbone(45))
     E_idx = model.features(batch)[1].flip(-1)
     rank = random_ranks(batch)
     brought = dataclasses.replace(batch, E_idx=E_idx)
@@ -118,7 +118,7 @@ def test_neighbors_found_elsewhere_give_the_same(model: ProteinMPNN) -> None:
 def test_float32_is_close_to_float64() -> None:
     """Rounding in float32 moves log-probabilities by less than 1e-5."""
     single, double = formula_weights(ModelConfig()), formula_weights(ModelConfig()).double()
-    backbone = made_up_backbone(60)
+    backbone = synthetic_backbone(60)
     batch32, batch64 = batch_of(backbone, dtype=torch.float32), batch_of(backbone)
     rank, S = random_ranks(batch64), native(backbone)
     difference = single(batch32, S, rank) - double(batch64, S, rank)

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from made_up_files import made_model, with_gaps
+from synthetic_files import made_model, with_gaps
 
 from mpnn import graph
 from mpnn.backbone import Backbone
@@ -20,7 +20,7 @@ from mpnn.flat import Flat
 from mpnn.model import Batch, ProteinMPNN
 from mpnn.optimizations import load_engine
 from mpnn.results import Mode
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 
@@ -32,7 +32,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def dimer() -> Backbone:
     """Two chains, A and B, of 20 residues each, numbered from 1."""
-    return made_up_backbone(40, chains=2)
+    return synthetic_backbone(40, chains=2)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from mpnn import graph
 from mpnn.config import ModelConfig
 from mpnn.flat import Flat
 from mpnn.optimizations.native.engine import _edge_embedding, _Getter, folded
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 C = 128
@@ -212,7 +212,7 @@ def test_edges_of_all_decoder_layers_at_once() -> None:
 
 def test_rotation_and_translation() -> None:
     """A structure moved as a whole keeps its distributions."""
-    backbone = made_up_backbone(40)
+    backbone = synthetic_backbone(40)
     flat = Flat.from_backbones([backbone])
     Q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))
     Q *= np.linalg.det(Q)

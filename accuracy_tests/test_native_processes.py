@@ -25,7 +25,7 @@ def test_no_torch() -> None:
     """Structures are encoded, designed and scored in a process that never imports torch."""
     done = run_python(
         """
-flat = Flat.from_backbones([made_up_backbone(30)])
+flat = Flat.from_backbones([synthetic_backbone(30)])
 e = engine(1)
 encoding, wanted = e.encode(flat), job(flat, 2)
 S, log_probs = sampled(e, encoding, wanted)
@@ -41,7 +41,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     """A child of a process that has used the engine can use it too, and gets the same bits."""
     done = run_python(
         """
-flat = Flat.from_backbones([made_up_backbone(40)])
+flat = Flat.from_backbones([synthetic_backbone(40)])
 e, wanted = engine(2), job(flat, 4)
 encoding = e.encode(flat)
 S, log_probs = sampled(e, encoding, wanted)
@@ -63,7 +63,7 @@ def test_ctrl_c_within_a_second(what: str) -> None:
     done = run_python(
         """
 import threading
-flat = Flat.from_backbones([made_up_backbone(60)] * (400 if sys.argv[2] == "encode" else 4))
+flat = Flat.from_backbones([synthetic_backbone(60)] * (400 if sys.argv[2] == "encode" else 4))
 N = 2000
 e = engine(2)
 if sys.argv[2] != "encode":
@@ -82,7 +82,7 @@ try:
 except KeyboardInterrupt:
     late = time.monotonic() - sent[0]
 assert late < 1, f"{late:.2f} s"
-small = Flat.from_backbones([made_up_backbone(20)])
+small = Flat.from_backbones([synthetic_backbone(20)])
 assert np.isfinite(sampled(e, e.encode(small), job(small, 2))[1]).all()
 """,
         what,
@@ -97,12 +97,12 @@ def test_peak_memory(samples: int, length: int, most: int) -> None:
     """Peak memory of the process in MB, Python and numpy included."""
     done = run_python(
         """
-import resource
 N, L = int(sys.argv[2]), int(sys.argv[3])
-flat = Flat.from_backbones([made_up_backbone(L, chains=3)])
+flat = Flat.from_backbones([synthetic_backbone(L, chains=3)])
 e, wanted = engine(2), job(flat, N)
 sampled(e, e.encode(flat), wanted)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+status = open("/proc/self/status").read()  # ru_maxrss begins at the parent's
+print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 """,
         str(samples),
         str(length),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cli_runs import DIMER, run
-from made_up_files import write_weights
+from synthetic_files import write_weights
 from training_helpers import crops_of, in_double, padded, write_chains
 
 from mpnn import graph
@@ -17,7 +17,7 @@ from mpnn.flat import Flat
 from mpnn.optimizations import load_engine
 from mpnn.optimizations.one_shot import OneShotEngine
 from mpnn.sampling import Constraints, Key, make_job
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.training import TrainConfig, forward, train
 from mpnn.training.data import RaggedBatch, TrainingChains
 from mpnn.weights import formula_weights, load_checkpoint, load_weights, shipped
@@ -43,7 +43,7 @@ def seeing(model):
 @pytest.mark.parametrize("name", ["reference", "exact"])
 def test_residue_types_and_orders_make_no_difference(model, name):
     """Scores are the unconditional ones of the same weights, whatever types and ranks come."""
-    flat = Flat.from_backbones([made_up_backbone(37), made_up_backbone(26, chains=2, seed=1)])
+    flat = Flat.from_backbones([synthetic_backbone(37), synthetic_backbone(26, chains=2, seed=1)])
     engine, other = load_engine(model, name), load_engine(seeing(model), name)
     encoding, rng = engine.encode(flat), np.random.default_rng(0)
     S, rank = rng.integers(20, size=(3, 63)), rng.permuted(np.tile(np.arange(63), (3, 1)), axis=1)
@@ -63,7 +63,7 @@ def test_all_samples_come_from_one_pass(model, monkeypatch):
     monkeypatch.setattr(
         engine.engine, "log_probs", lambda e, S, rank: calls.append(rank) or plain(e, S, rank)
     )
-    flat = Flat.from_backbones([made_up_backbone(20)])
+    flat = Flat.from_backbones([synthetic_backbone(20)])
     job = make_job(flat.S, [Constraints.free(flat.mask)], [Key(0, n, 1.0) for n in range(8)])
     samples = engine.sample(engine.encode(flat), job)
     assert samples.S.shape == (8, 20)
@@ -79,7 +79,7 @@ def test_wrapped_where_no_residue_is_seen_and_only_there(model):
 def test_samples_follow_the_distribution(model):
     """At T = 1 residue types of many samples come up as often as their probabilities say."""
     engine = load_engine(model)
-    flat = Flat.from_backbones([made_up_backbone(15)])
+    flat = Flat.from_backbones([synthetic_backbone(15)])
     keys = [Key(1, n, 1.0) for n in range(4000)]
     constraints = Constraints.free(flat.mask)
     constraints.bias[:] = 0
@@ -145,7 +145,7 @@ def test_a_one_shot_network_learns(tmp_path, monkeypatch):
     assert seen[-1].loss < 0.5 * seen[0].loss
     model = load(tmp_path / "tiny.safetensors")
     assert isinstance(model.engine, OneShotEngine)
-    assert len(model.design(made_up_backbone(30), num_seqs=2).designs) == 2
+    assert len(model.design(synthetic_backbone(30), num_seqs=2).designs) == 2
 
 
 # Library and command line
@@ -154,7 +154,7 @@ def test_a_one_shot_network_learns(tmp_path, monkeypatch):
 def test_scores_of_all_modes_are_one(model):
     """Ordered, conditional and unconditional scores are the same where no letters are seen."""
     made = Model(load_engine(model), CONFIG, {"name": "made"})
-    backbone = made_up_backbone(24)
+    backbone = synthetic_backbone(24)
     scores = [made.score(backbone, mode=m) for m in ("ordered", "conditional", "unconditional")]
     assert np.array_equal(scores[0].log_probs, scores[1].log_probs)
     assert np.array_equal(scores[0].log_probs, scores[2].log_probs)
@@ -166,7 +166,7 @@ def test_designs_are_the_same_by_every_engine(model):
         Model(load_engine(model, name), CONFIG, {"name": "made"})
         for name in ("exact", "reference", "staged")
     ]
-    backbone = made_up_backbone(30, chains=2)
+    backbone = synthetic_backbone(30, chains=2)
     results = [m.design(backbone, 3, fixed="A3-5").designs for m in made]
     results.append(made[0].design(backbone, 3, fixed="A3-5", order="graph-coloring").designs)
     sequences = [[design.sequence for design in designs] for designs in results]

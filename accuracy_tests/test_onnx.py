@@ -13,7 +13,7 @@ from engine_cases import CONFIG, STRUCTURES, engine_of, flat_of, job_of
 from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.optimizations.staged import STAGES
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 onnx = pytest.importorskip("onnx")
@@ -99,7 +99,7 @@ def one_operation(name: str, kind: int) -> bytes:
 def test_more_neighbors_than_the_graphs_hold_are_refused() -> None:
     """As many neighbors as the network has may be given, not more."""
     k = CONFIG.k_neighbors + 1
-    flat = Flat.from_backbones([made_up_backbone(40)])
+    flat = Flat.from_backbones([synthetic_backbone(40)])
     given = flat.with_neighbors(np.tile(np.arange(k), (40, 1)))
     with pytest.raises(InputError, match=rf"brings {k} neighbors .* built for {k - 1}"):
         engine().encode(given)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_files import made_model
+from synthetic_files import made_model
 
 from mpnn.backbone import Backbone
 from mpnn.errors import InputError
@@ -25,13 +25,13 @@ from mpnn.output import (
     render_scores,
 )
 from mpnn.results import Designs, Score, Scores
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
     """Chains A, B and C of 10 residues; C2 is a gap and C5 lacks atoms."""
-    made = made_up_backbone(30, chains=3)
+    made = synthetic_backbone(30, chains=3)
     mask = np.ones(30, bool)
     mask[[21, 24]] = False
     coords = np.where(mask[:, None, None], made.coords, np.float32(0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine_cases import CLOSE
-from made_up_files import with_gaps
+from synthetic_files import with_gaps
 from torch import nn
 
 from mpnn import graph
@@ -23,7 +23,7 @@ from mpnn.optimizations.reference import ReferenceEngine
 from mpnn.regression.outputs import Pair, closeness
 from mpnn.sampling import Constraints, Key, Samples, make_job
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights, load_weights
 
 CONFIG = ModelConfig(2, 2, 32, 16)
@@ -45,7 +45,7 @@ each_engine = pytest.mark.parametrize("name", CLOSE)
 def two_proteins() -> Flat:
     """Of different lengths, one with a gap."""
     return Flat.from_backbones(
-        [made_up_backbone(32, chains=2, seed=1), with_gaps(made_up_backbone(24, seed=2), 10)]
+        [synthetic_backbone(32, chains=2, seed=1), with_gaps(synthetic_backbone(24, seed=2), 10)]
     )
 
 
@@ -67,7 +67,7 @@ def largest(a: np.ndarray, b: np.ndarray) -> float:
 def published_size() -> tuple[ProteinMPNN, Flat, np.ndarray]:
     """Deterministic weights, a protein of 64 residues, and the reference's scores."""
     model = formula_weights(ARCHITECTURES["baseline"])
-    flat = Flat.from_backbones([made_up_backbone(64)])
+    flat = Flat.from_backbones([synthetic_backbone(64)])
     return model, flat, scored(ReferenceEngine(model), flat)
 
 
@@ -150,7 +150,7 @@ def test_the_published_runtime_error(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("dtype", "step"), [(torch.float16, 0.0625), (torch.bfloat16, 0.5)])
 def test_coordinates_in_half_types_are_no_way_out(dtype: torch.dtype, step: float) -> None:
     """100 Å from the origin a half type's steps are this large, and residues change neighbors."""
-    flat = Flat.from_backbones([made_up_backbone(150)])
+    flat = Flat.from_backbones([synthetic_backbone(150)])
     ca = Batch.from_flat(flat).X[:, :, graph.CA] + 100
     assert torch.nextafter(ca.new_tensor(100).to(dtype), ca.new_tensor(128).to(dtype)) - 100 == step
     valid = torch.ones(ca.shape[:2], dtype=torch.bool)
@@ -214,7 +214,7 @@ def test_int8_says_where_it_runs() -> None:
 def example_pair(change: Callable[[Samples], Samples], samples: int = 0) -> Pair:
     """A protein of 20 residues with random log-probabilities, and the same after a change."""
     rng = np.random.default_rng(0)
-    protein = made_up_backbone(20)
+    protein = synthetic_backbone(20)
     keys = [Key(0, n, 0.1) for n in range(max(1, samples))]
     job = make_job(Flat.from_backbones([protein]).S, [Constraints.free(protein.mask)], keys)
     logits = torch.from_numpy(rng.standard_normal((*job.rank.shape, 21)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_up_files import made_model
+from synthetic_files import made_model
 
 from mpnn.backbone import Backbone
 from mpnn.config import ALPHABET
 from mpnn.design import Model
 from mpnn.errors import InputError
 from mpnn.results import Designs
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 SAMPLES = 2000
 
@@ -23,7 +23,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def dimer() -> Backbone:
-    return made_up_backbone(16, chains=2)
+    return synthetic_backbone(16, chains=2)
 
 
 def pssm(length: int = 8, coefficient: float = 1.0) -> dict[str, object]:

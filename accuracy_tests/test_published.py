@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_files import pdb_text, with_gaps, write_pdb
+from synthetic_files import pdb_text, with_gaps, write_pdb
 
 from mpnn.backbone import Backbone
 from mpnn.config import ALPHABET
@@ -22,9 +22,9 @@ from mpnn.published import recognize
 from mpnn.rulebook import RuleBook
 from mpnn.rules import Rules
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
-DIMER = made_up_backbone(12, chains=2)
+DIMER = synthetic_backbone(12, chains=2)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_fixed_positions(tmp_path: Path, gapped: Backbone) -> None:
 
 def test_positions_are_not_residue_numbers(tmp_path: Path) -> None:
     """In a chain that starts at 43, position 1 is residue 43."""
-    text = pdb_text(made_up_backbone(6))
+    text = pdb_text(synthetic_backbone(6))
     lines = [f"{line[:22]}{int(line[22:26]) + 42:4d}{line[26:]}" for line in text.split("\n")[:-2]]
     (tmp_path / "5TTA.pdb").write_text("\n".join(lines))
     backbone = read_structure(tmp_path / "5TTA.pdb")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_files import CONFIG, published_content, write_published, write_weights
+from synthetic_files import CONFIG, published_content, write_published, write_weights
 
 from mpnn.config import ARCHITECTURES
 from mpnn.errors import InputError

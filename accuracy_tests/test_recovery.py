@@ -12,7 +12,7 @@ from mpnn.config import ARCHITECTURES, ModelConfig
 from mpnn.errors import InputError
 from mpnn.optimizations import load_engine
 from mpnn.studies import recovery as recovery_study
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.ts50 import ts50
 from mpnn.weights import SHIPPED, formula_weights, load_weights, shipped
 
@@ -30,7 +30,7 @@ def random_log_probs(seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def backbones():
-    return [made_up_backbone(length, seed=length) for length in (30, 40, 50)]
+    return [synthetic_backbone(length, seed=length) for length in (30, 40, 50)]
 
 
 @pytest.fixture(scope="module")

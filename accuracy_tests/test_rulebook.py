@@ -11,9 +11,9 @@ import pytest
 from mpnn.errors import InputError
 from mpnn.rulebook import RuleBook
 from mpnn.rules import Rules
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
-BACKBONE = made_up_backbone(12, chains=2)
+BACKBONE = synthetic_backbone(12, chains=2)
 FILES = [Path("in/5TTA.pdb"), Path("in/3LIS.cif.gz")]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_files import made_model, with_gaps
+from synthetic_files import made_model, with_gaps
 
 import mpnn
 from mpnn.backbone import Backbone
@@ -15,7 +15,7 @@ from mpnn.constraints import constraints
 from mpnn.design import Model
 from mpnn.errors import InputError
 from mpnn.rules import Rules
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def dimer() -> Backbone:
-    return made_up_backbone(24, chains=2)
+    return synthetic_backbone(24, chains=2)
 
 
 def continuing(backbone: Backbone) -> Backbone:

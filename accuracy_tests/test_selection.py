@@ -13,7 +13,7 @@ from mpnn.backbone import Backbone
 from mpnn.errors import InputError
 from mpnn.selection import Tie, homo_oligomer_ties, parse_selection, parse_ties
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 
 def numbered(*chains: tuple[str, str]) -> Backbone:
@@ -22,7 +22,7 @@ def numbered(*chains: tuple[str, str]) -> Backbone:
     parts = [part for chain in residues for part in chain]
     codes = [part[-1] if part[-1].isalpha() else "" for part in parts]
     return dataclasses.replace(
-        made_up_backbone(len(parts)),
+        synthetic_backbone(len(parts)),
         name="made",
         chain_ids=tuple(name for name, _ in chains),
         chain_index=np.repeat(np.arange(len(chains)), [len(chain) for chain in residues]),
@@ -111,7 +111,7 @@ def test_selections_refused(text, message):
         parse_selection(text, ODD)
 
 
-@pytest.mark.parametrize("backbone", [ODD, made_up_backbone(30, 3), made_up_backbone(60, 30)])
+@pytest.mark.parametrize("backbone", [ODD, synthetic_backbone(30, 3), synthetic_backbone(60, 30)])
 def test_addresses_select_their_residue(backbone):
     """The address of a position selects that position and no other."""
     for position in range(len(backbone)):
@@ -122,7 +122,7 @@ def test_addresses_select_their_residue(backbone):
 @given(st.data())
 def test_a_selection_is_the_union_of_its_parts(data):
     """Ranges between any two residues of a chain select those in between, and parts add up."""
-    backbone = made_up_backbone(50, 2)
+    backbone = synthetic_backbone(50, 2)
     expected = np.zeros(len(backbone), dtype=bool)
     parts = []
     for _ in range(data.draw(st.integers(1, 4))):
@@ -205,7 +205,7 @@ def test_homo_oligomer():
 
 def test_homo_oligomer_is_what_its_ties_say():
     """Tying a homo-oligomer equals tying its chains as ranges."""
-    backbone = made_up_backbone(30, 3)
+    backbone = synthetic_backbone(30, 3)
     assert homo_oligomer_ties(backbone, ["A", "B", "C"]) == (parse_ties("A,B,C", backbone), "")
 
 

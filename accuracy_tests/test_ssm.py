@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cli_runs import run
-from made_up_files import write_weights
+from synthetic_files import write_weights
 from training_helpers import crops_of, in_double, padded, write_chains
 
 from mpnn import graph, ssm
@@ -17,7 +17,7 @@ from mpnn.flat import Flat
 from mpnn.model import Batch
 from mpnn.optimizations import load_engine
 from mpnn.sampling import Constraints, Key, make_job
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.training import TrainConfig, forward, train
 from mpnn.training.data import RaggedBatch, TrainingChains
 from mpnn.variants import Variant
@@ -109,7 +109,7 @@ def test_scan_of_no_residues():
 
 def test_batch_equals_one_by_one(model):
     """Structures in a batch, of one chain or several, get what each gets alone."""
-    backbones = [made_up_backbone(n, c, n) for n, c in [(50, 2), (23, 1), (41, 3)]]
+    backbones = [synthetic_backbone(n, c, n) for n, c in [(50, 2), (23, 1), (41, 3)]]
     with torch.inference_mode():
         together = model(batch_of(*backbones))
         for b, backbone in enumerate(backbones):
@@ -120,7 +120,7 @@ def test_batch_equals_one_by_one(model):
 
 def test_rotation_and_translation_change_nothing(model):
     """Distances alone enter."""
-    batch = batch_of(made_up_backbone(40))
+    batch = batch_of(synthetic_backbone(40))
     turn, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))
     turn = turn * turn.det()
     moved = dataclasses.replace(batch, X=batch.X @ turn.T + 7.0)
@@ -130,7 +130,7 @@ def test_rotation_and_translation_change_nothing(model):
 
 def far_apart(length=30):
     """Two chains 500 Å from each other: no neighbor list reaches across."""
-    batch = batch_of(made_up_backbone(2 * length, 2))
+    batch = batch_of(synthetic_backbone(2 * length, 2))
     X = batch.X.clone()
     X[:, length:] += 500.0
     return dataclasses.replace(batch, X=X)
@@ -156,7 +156,7 @@ def test_residues_hear_their_whole_chain_and_no_other(model, moved, chain):
 
 def test_incomplete_residues_are_passed_over(model):
     """Residues without all atoms neither speak nor hear; they get normalized probabilities."""
-    backbone = made_up_backbone(40)
+    backbone = synthetic_backbone(40)
     whole = batch_of(backbone)
     backbone.mask[[0, 11, 12, 39]] = False
     backbone.coords[~backbone.mask] = 0
@@ -188,7 +188,7 @@ def test_heads_begin_with_memories_of_one_to_a_hundred_residues():
 
 def structures():
     """Two of different lengths, one with chains and a residue without coordinates."""
-    backbones = [made_up_backbone(37), made_up_backbone(26, chains=2, seed=1)]
+    backbones = [synthetic_backbone(37), synthetic_backbone(26, chains=2, seed=1)]
     backbones[1].mask[7] = False
     backbones[1].coords[7] = 0
     return backbones
@@ -226,7 +226,7 @@ def test_engine_samples_under_the_rules(model):
 
 def test_structure_without_a_complete_residue(model):
     """Where nothing is known, every residue gets the same probabilities."""
-    backbone = made_up_backbone(5)
+    backbone = synthetic_backbone(5)
     backbone.mask[:] = False
     backbone.coords[:] = 0
     with torch.inference_mode():
@@ -283,7 +283,7 @@ def test_sizes_that_do_not_fit_are_refused():
 def test_designs_and_scores(model):
     """Designs do not depend on the batch, and each mode of scoring gives the same values."""
     made = Model(load_engine(model), CONFIG, {"name": "made"})
-    backbone = made_up_backbone(30, chains=2)
+    backbone = synthetic_backbone(30, chains=2)
     many = made.design(backbone, 3, fixed="A3-5").designs
     few = made.design(backbone, 3, batch_size=1, order="graph-coloring", fixed="A3-5").designs
     assert [d.sequence for d in many] == [d.sequence for d in few]
@@ -357,7 +357,7 @@ def test_a_state_space_network_learns(tmp_path, monkeypatch, precision):
     assert seen[-1].loss < 0.5 * seen[0].loss
     model = load(config.weights)
     assert model.card["training"]["architecture"] == "tiny-ssm"
-    assert len(model.design(made_up_backbone(30), num_seqs=2).designs) == 2
+    assert len(model.design(synthetic_backbone(30), num_seqs=2).designs) == 2
 
 
 def test_resumed_run_is_bit_equal(chain_file, tmp_path, monkeypatch):

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from mpnn.config import ALPHABET
 from mpnn.errors import InputError
 from mpnn.structure import ATOMS, MAX_GAP, Backbone, Chain, assemble, read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 Read = Callable[..., Backbone]
-SHAPE = made_up_backbone(120).coords  # residues of ideal geometry to place atoms by
+SHAPE = synthetic_backbone(120).coords  # residues of ideal geometry to place atoms by
 
 
 def residue(
@@ -93,14 +93,14 @@ class TestReading:
 
     def test_pdb_gives_back_what_was_written(self, read):
         """A backbone written as PDB comes back with its letters, chains and numbers, to 1e-3 Å."""
-        made = made_up_backbone(60, 3)
+        made = synthetic_backbone(60, 3)
         back = read(text_of(made))
         np.testing.assert_allclose(back.coords, made.coords, atol=6e-4)
         assert_equal(back, dataclasses.replace(made, coords=back.coords))
 
     def test_format_is_told_by_content(self, tmp_path):
         """PDB, mmCIF, and either gzipped are read alike, whatever the file is called."""
-        text = text_of(made_up_backbone(40, 2)) + residue(90, "HOH", record="HETATM")
+        text = text_of(synthetic_backbone(40, 2)) + residue(90, "HOH", record="HETATM")
         contents = [text.encode(), as_mmcif(text).encode()]
         contents += [gzip.compress(content) for content in contents]
         read = []
@@ -195,7 +195,7 @@ class TestReading:
 
     def test_chains_in_the_order_asked_for(self, read):
         """Chains are kept in the order asked for, as a list or as a string with commas."""
-        text = text_of(made_up_backbone(30, 3))
+        text = text_of(synthetic_backbone(30, 3))
         backbone = read(text, chains=["C", "A"])
         assert_equal(backbone, read(text).select_chains(["C", "A"]))
         assert_equal(backbone, read(text, chains="C,A"))
@@ -404,7 +404,7 @@ class TestErrors:
     @pytest.mark.parametrize("chains", [["Z"], ["A", "A"], [], "A,Z", ["B"]])
     def test_chain_that_is_not_there(self, read, chains):
         """A chain that is absent, no protein or named twice is refused; those there are listed."""
-        text = text_of(made_up_backbone(12)) + residue(1, " DA", chain="B", atoms=("C",))
+        text = text_of(synthetic_backbone(12)) + residue(1, " DA", chain="B", atoms=("C",))
         with pytest.raises(InputError, match=r"name one or more of A, each once"):
             read(text, chains=chains)
 
@@ -414,7 +414,7 @@ class TestErrors:
             read(residue(1), model=2)
 
 
-PDB = text_of(made_up_backbone(30, 2)) + residue(40, "MSE", record="HETATM", alt="A")
+PDB = text_of(synthetic_backbone(30, 2)) + residue(40, "MSE", record="HETATM", alt="A")
 SOURCES = [PDB.encode(), as_mmcif(PDB).encode()]
 
 
@@ -455,22 +455,22 @@ class TestBackbone:
 
     def test_network_indices(self):
         """residue_idx jumps by 100 between chains, and chain_encoding counts from 1."""
-        backbone = made_up_backbone(5, 2)
+        backbone = synthetic_backbone(5, 2)
         assert backbone.residue_idx.tolist() == [0, 1, 102, 103, 104]
         assert backbone.chain_encoding.tolist() == [1, 1, 2, 2, 2]
         assert len(backbone) == 5
 
     def test_arranged(self):
         """Designed chains come first, then the others, each group in alphabetical order."""
-        backbone = made_up_backbone(24, 4).select_chains(["D", "B", "A", "C"])
+        backbone = synthetic_backbone(24, 4).select_chains(["D", "B", "A", "C"])
         arranged = backbone.arranged({"D", "C"})
         assert arranged.chain_ids == ("C", "D", "A", "B")
-        assert_equal(arranged, made_up_backbone(24, 4).select_chains("CDAB"))
+        assert_equal(arranged, synthetic_backbone(24, 4).select_chains("CDAB"))
         assert backbone.arranged([]).chain_ids == ("A", "B", "C", "D")
 
     def test_select_chains_keeps_residues_together(self):
         """Selecting chains moves coordinates, letters and numbers alike."""
-        backbone = made_up_backbone(31, 3)
+        backbone = synthetic_backbone(31, 3)
         chosen = backbone.select_chains(["C", "A"])
         rows = [*range(20, 31), *range(10)]
         np.testing.assert_array_equal(chosen.coords, backbone.coords[rows])
@@ -482,12 +482,12 @@ class TestBackbone:
     def test_select_chains_refuses(self, names):
         """Chains that are not there, repeated, or none at all are refused."""
         with pytest.raises(InputError, match="name one or more of A, B"):
-            made_up_backbone(8, 2).select_chains(names)
+            synthetic_backbone(8, 2).select_chains(names)
 
     def test_arranged_refuses_unknown_chains(self):
         """A designed chain that is not there is refused."""
         with pytest.raises(InputError, match="chains Q asked for"):
-            made_up_backbone(8, 2).arranged(["Q"])
+            synthetic_backbone(8, 2).arranged(["Q"])
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -512,7 +512,7 @@ class TestBackbone:
     def test_checked_on_construction(self, change, message):
         """Arrays of another shape or type, unknown letters and odd chains are refused."""
         with pytest.raises(InputError, match=message):
-            dataclasses.replace(made_up_backbone(4, 2), **change)
+            dataclasses.replace(synthetic_backbone(4, 2), **change)
 
 
 @pytest.mark.data

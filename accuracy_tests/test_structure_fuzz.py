@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_files import pdb_text
+from synthetic_files import pdb_text
 
 from mpnn.backbone import Backbone
 from mpnn.errors import InputError
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 Lines = list[str]
 Change = Callable[[st.DrawFn, Lines], Lines]
 
 LETTERS = "MKELHDCRYAGPSTVWFNQI"
-PAIR = made_up_backbone(48, 2)
+PAIR = synthetic_backbone(48, 2)
 PAIR = dataclasses.replace(PAIR, sequence="".join(LETTERS[i % 20] for i in range(48)))
 FILE = pdb_text(PAIR).splitlines()[:-1]
 INSERTED = (
     *("TER", "END", "ENDMDL", "MODEL        2", "MODEL        1", "model 1", "end", "ter", ""),
     *("atom_pair_constraint 1.25", "ANISOU    1  N   PRO A   1     1200", "REMARK A"),
 )
-FAR = made_up_backbone(20, 1, seed=5)
+FAR = synthetic_backbone(20, 1, seed=5)
 
 
 def columns(line: str, start: int, text: str) -> str:

@@ -10,20 +10,20 @@ from types import SimpleNamespace
 import gemmi
 import numpy as np
 import pytest
-from made_up_files import pdb_text
+from synthetic_files import pdb_text
 
 from mpnn.backbone import Backbone
 from mpnn.errors import InputError
 from mpnn.residues import PARENTS, one_letter
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 
 LENGTH = 60
 LETTERS = "".join("PEDKHCRYMA"[i % 10] for i in range(LENGTH))
-CHAIN = dataclasses.replace(made_up_backbone(LENGTH), sequence=LETTERS)
+CHAIN = dataclasses.replace(synthetic_backbone(LENGTH), sequence=LETTERS)
 LINES = pdb_text(CHAIN).splitlines()[:-1]
 CLEAN = read_structure("\n".join(LINES))
-PAIR = made_up_backbone(2 * LENGTH, 2)
+PAIR = synthetic_backbone(2 * LENGTH, 2)
 
 
 def lines_of(*numbers: int) -> list[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mpnn.backbone import Backbone
 from mpnn.datasets import ChainSet
 from mpnn.errors import InputError
-from mpnn.synthetic import FREQUENCIES, made_up_backbone
+from mpnn.synthetic import FREQUENCIES, synthetic_backbone
 
 SIZES = [(1, 1), (2, 2), (3, 1), (20, 1), (27, 3), (150, 1), (400, 2), (600, 1)]
 NEIGHBORS = (8, 16, 30, 48)
@@ -56,7 +56,7 @@ def neighbor_table(chains: list[NDArray[np.float64]]) -> tuple[np.ndarray, np.nd
 @pytest.mark.parametrize(("length", "chains"), SIZES)
 def test_sizes_and_names(length, chains):
     """A synthetic backbone has the given length, in chains of equal size numbered from 1."""
-    backbone = made_up_backbone(length, chains)
+    backbone = synthetic_backbone(length, chains)
     counts = np.bincount(backbone.chain_index)
     assert len(backbone) == length
     assert len(counts) == chains
@@ -68,29 +68,29 @@ def test_sizes_and_names(length, chains):
 
 def test_chains_after_z_have_two_letters():
     """AA, AB, and so on."""
-    assert made_up_backbone(56, 28).chain_ids[24:] == ("Y", "Z", "AA", "AB")
+    assert synthetic_backbone(56, 28).chain_ids[24:] == ("Y", "Z", "AA", "AB")
 
 
 def test_same_arguments_same_backbone():
     """The same arguments give the same backbone without the cache; another seed gives another."""
-    first = made_up_backbone(80, 2, 5)
-    again = made_up_backbone.__wrapped__(80, 2, 5)
+    first = synthetic_backbone(80, 2, 5)
+    again = synthetic_backbone.__wrapped__(80, 2, 5)
     np.testing.assert_array_equal(first.coords, again.coords)
     assert first.sequence == again.sequence
-    assert np.abs(first.coords - made_up_backbone(80, 2, 6).coords).max() > 1
+    assert np.abs(first.coords - synthetic_backbone(80, 2, 6).coords).max() > 1
 
 
 @pytest.mark.parametrize(("length", "chains"), [(0, 1), (5, 0), (2, 3), (-1, 1)])
 def test_impossible_sizes_are_refused(length, chains):
     """Each chain needs a residue, and there must be a chain."""
     with pytest.raises(InputError, match="each chain needs at least one"):
-        made_up_backbone(length, chains)
+        synthetic_backbone(length, chains)
 
 
 @pytest.mark.parametrize(("length", "chains"), SIZES)
 def test_ideal_bonds(length, chains):
     """Bond lengths and angles are ideal, peptides trans, and bonded CA atoms 3.80 Å apart."""
-    backbone = made_up_backbone(length, chains)
+    backbone = synthetic_backbone(length, chains)
     N, CA, C, oxygen = np.moveaxis(backbone.coords.astype(np.float64), 1, 0)
     np.testing.assert_allclose(np.linalg.norm(CA - N, axis=-1), 1.458, atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(C - CA, axis=-1), 1.525, atol=1e-4)
@@ -109,7 +109,7 @@ def test_ideal_bonds(length, chains):
 
 def test_a_third_of_the_residues_are_in_right_handed_helices():
     """By the dihedral angles of consecutive CA atoms."""
-    CA = made_up_backbone(600).coords[:, 1].astype(np.float64)
+    CA = synthetic_backbone(600).coords[:, 1].astype(np.float64)
     turns = dihedral(CA[:-3], CA[1:-2], CA[2:-1], CA[3:])
     helical = np.abs(np.abs(turns) - 50) < 12
     assert helical.mean() > 0.33
@@ -119,7 +119,7 @@ def test_a_third_of_the_residues_are_in_right_handed_helices():
 @pytest.mark.parametrize(("length", "chains"), SIZES)
 def test_no_clashes(length, chains):
     """Residues that are not bonded are 4.2 Å apart at CA, and 2.6 Å at any atoms."""
-    backbone = made_up_backbone(length, chains)
+    backbone = synthetic_backbone(length, chains)
     far = apart(backbone) >= 2
     between_ca = distances(backbone.coords[:, 1], backbone.coords[:, 1])
     assert between_ca[far].min(initial=9) > 4.19
@@ -130,7 +130,7 @@ def test_no_clashes(length, chains):
 
 def test_bonded_neighbors_do_not_tie():
     """The CA atoms before and after a residue are at different distances, mostly by 1e-3 Å."""
-    CA = made_up_backbone(200).coords[:, 1].astype(np.float64)
+    CA = synthetic_backbone(200).coords[:, 1].astype(np.float64)
     difference = np.abs(np.diff(np.linalg.norm(np.diff(CA, axis=0), axis=-1)))
     assert difference.min() > 1e-6
     assert np.median(difference) > 1e-3
@@ -139,7 +139,7 @@ def test_bonded_neighbors_do_not_tie():
 @pytest.mark.parametrize("seed", range(3))
 def test_every_chain_touches_another(seed):
     """Each chain of a complex is compact and within 10 Å of another, CA to CA."""
-    backbone = made_up_backbone(480, 4, seed)
+    backbone = synthetic_backbone(480, 4, seed)
     CA, chain = backbone.coords[:, 1], backbone.chain_index
     between = distances(CA, CA)
     for c in range(4):
@@ -149,7 +149,7 @@ def test_every_chain_touches_another(seed):
 
 def test_compact_and_dense():
     """Chains are as compact as globular proteins, with their 48 neighbors within 15 to 18 Å."""
-    chains = [made_up_backbone(200, 1, seed).coords[:, 1] for seed in range(6)]
+    chains = [synthetic_backbone(200, 1, seed).coords[:, 1] for seed in range(6)]
     table, radii = neighbor_table(chains)
     assert 0.95 < radii.mean() < 1.2
     assert 15 < table[:, 3].mean() < 18
@@ -157,7 +157,7 @@ def test_compact_and_dense():
 
 def test_residue_types_have_natural_frequencies():
     """None is off by more than five standard errors."""
-    sequence = "".join(made_up_backbone(100, 1, seed).sequence for seed in range(20))
+    sequence = "".join(synthetic_backbone(100, 1, seed).sequence for seed in range(20))
     total = sum(FREQUENCIES.values())
     for letter, percent in FREQUENCIES.items():
         share = percent / total
@@ -172,7 +172,9 @@ def test_as_dense_as_real_chains(data_dir):
     """
     chains = ChainSet(data_dir / "validation.npz")
     real = [chains[i].coords[:, 1].astype(float) for i in range(0, len(chains), 7)]
-    made = [made_up_backbone(len(ca), 1, i).coords[:, 1].astype(float) for i, ca in enumerate(real)]
+    made = [
+        synthetic_backbone(len(ca), 1, i).coords[:, 1].astype(float) for i, ca in enumerate(real)
+    ]
     (real_table, real_radius), (made_table, made_radius) = map(neighbor_table, (real, made))
     np.testing.assert_allclose(made_table.mean(0), real_table.mean(0), rtol=0.1)
     for percent in (10, 50, 90):

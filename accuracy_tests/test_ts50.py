@@ -10,14 +10,14 @@ import gemmi
 import numpy as np
 import pytest
 from file_server import closed_address, serving
-from made_up_files import pdb_text
+from synthetic_files import pdb_text
 from training_helpers import write_chains
 
 from mpnn import ts50 as module
 from mpnn.datasets import ChainSet
 from mpnn.errors import InputError, UnreachableError
 from mpnn.studies import recovery as recovery_study
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.ts50 import Member, fetch_chain, members, sequence_digest, ts50
 
 LENGTHS = {"1aaa_A": 30, "2bbb_A": 41}
@@ -46,7 +46,7 @@ def _own_folders(tmp_path, monkeypatch):
 @pytest.fixture
 def server(monkeypatch):
     """A server of two entries, which are the whole set."""
-    made = {name: made_up_backbone(length, seed=length) for name, length in LENGTHS.items()}
+    made = {name: synthetic_backbone(length, seed=length) for name, length in LENGTHS.items()}
     listed = [member(name, backbone.sequence) for name, backbone in made.items()]
     monkeypatch.setattr(module, "members", lambda: listed)
     with serving() as running:
@@ -68,7 +68,7 @@ def test_entries_are_fetched_once(server, tmp_path):
         found = ts50(source)
         assert [backbone.name for backbone in found] == list(LENGTHS)
         for backbone in found:
-            made = made_up_backbone(LENGTHS[backbone.name], seed=LENGTHS[backbone.name])
+            made = synthetic_backbone(LENGTHS[backbone.name], seed=LENGTHS[backbone.name])
             np.testing.assert_allclose(backbone.coords, made.coords, atol=6e-4)
             assert backbone.sequence == made.sequence
             assert backbone.chain_ids == ("A",)
@@ -78,7 +78,7 @@ def test_entries_are_fetched_once(server, tmp_path):
 
 def test_chains_are_as_the_set_has_them(server):
     """Complete residues from 1 on, MSE as M, one alternate conformation, author chain names."""
-    made = made_up_backbone(30, seed=30)
+    made = synthetic_backbone(30, seed=30)
     sequence = made.sequence[:5] + "M" + made.sequence[6:29]
     lines = []
     for line in pdb_text(made).splitlines():
@@ -102,7 +102,7 @@ def test_chains_are_as_the_set_has_them(server):
 
 def test_a_gap_is_closed_as_in_the_set(server):
     """Missing residues leave no masked residues behind."""
-    made = made_up_backbone(20, seed=1)
+    made = synthetic_backbone(20, seed=1)
     text = "\n".join(line for line in pdb_text(made).splitlines() if line[22:26] != "   9")
     server.files["9XYZ.cif.gz"] = entry(text)
     sequence = made.sequence[:8] + made.sequence[9:]
@@ -152,7 +152,7 @@ def other(text: str) -> str:
 def test_a_chain_that_differs_is_refused(server, tmp_path, monkeypatch, change, message):
     """Another number of residues, or another sequence, refuses the whole set."""
     first, second = module.members()
-    sequence = change(made_up_backbone(41, seed=41).sequence)
+    sequence = change(synthetic_backbone(41, seed=41).sequence)
     monkeypatch.setattr(module, "members", lambda: [first, member(second.name, sequence)])
     with pytest.raises(InputError, match=f"chain 2bbb_A {message}"):
         ts50(server.address)

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_files import CONFIG, published_content, write_published, write_weights
+from synthetic_files import CONFIG, published_content, write_published, write_weights
 
 from mpnn import download, weights
 from mpnn.config import ARCHITECTURES, ModelConfig

@@ -13,7 +13,7 @@ import torch
 from mpnn.config import ModelConfig
 from mpnn.flat import Flat
 from mpnn.model import Batch, ProteinMPNN
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.training import Progress, TrainConfig, forward, train
 from mpnn.training.data import Crop, CropConfig, RaggedBatch, TrainingChains, next_crop
 
@@ -30,7 +30,7 @@ def write_chains(
     incomplete: int | None = 3,
 ) -> Path:
     """A chain file of synthetic backbones; residue `incomplete` of each chain lacks an atom."""
-    backbones = [made_up_backbone(length, seed=seed) for seed, length in enumerate(lengths)]
+    backbones = [synthetic_backbone(length, seed=seed) for seed, length in enumerate(lengths)]
     coords = np.concatenate([b.coords for b in backbones]).astype(np.float64)
     complete = np.ones(len(coords), bool)
     offsets = np.cumsum([0, *lengths])

@@ -76,7 +76,7 @@ FREQUENCIES = {
 
 
 @functools.lru_cache(maxsize=32)
-def made_up_backbone(length: int, chains: int = 1, seed: int = 0) -> Backbone:
+def synthetic_backbone(length: int, chains: int = 1, seed: int = 0) -> Backbone:
     """A compact synthetic backbone; the same arguments give the same one (and it is cached).
 
     Args:
@@ -103,7 +103,7 @@ def made_up_backbone(length: int, chains: int = 1, seed: int = 0) -> Backbone:
     residues = rng.choice(list(FREQUENCIES), size=length, p=shares / shares.sum())
     sizes = np.diff(ends)
     return Backbone(
-        name=f"made_up_{length}x{chains}_{seed}",
+        name=f"synthetic_{length}x{chains}_{seed}",
         coords=coords.astype(np.float32),
         mask=np.ones(length, dtype=bool),
         sequence="".join(residues),

@@ -10,7 +10,7 @@ from mpnn.optimizations import load_engine
 from mpnn.optimizations.exact import blocks
 from mpnn.regression.matmuls import MatmulsAlone, exact_matmuls, multiply_adds, parts
 from mpnn.sampling import Constraints, Key, make_job
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 BASELINE = ARCHITECTURES["baseline"]
@@ -20,7 +20,7 @@ def test_the_bound_is_what_the_engine_multiplies(monkeypatch):
     """Counted by torch, the matmuls of a whole job are those of the bound within 4 %."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # the counter sees one thread
     monkeypatch.setattr(blocks, "fuses", lambda: False)  # and does not know oneDNN's matmuls
-    samples, backbone = 3, made_up_backbone(80)
+    samples, backbone = 3, synthetic_backbone(80)
     engine = load_engine(formula_weights(BASELINE), "exact-torch")
     batch = Flat.from_backbones([backbone])
     keys = [Key(0, n, 0.1) for n in range(samples)]
@@ -36,7 +36,7 @@ def test_the_bound_is_what_the_engine_multiplies(monkeypatch):
 def test_the_parts_of_a_job_are_shares_of_its_time(monkeypatch):
     """Shares of all kinds of operations add up to one, matmuls are seen, results are the same."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    engine, backbone = load_engine(formula_weights(BASELINE), "exact-torch"), made_up_backbone(40)
+    engine, backbone = load_engine(formula_weights(BASELINE), "exact-torch"), synthetic_backbone(40)
     batch = Flat.from_backbones([backbone])
     job = make_job(batch.S, [Constraints.free(backbone.mask)], [Key(0, 0, 0.1)])
     sequences = []

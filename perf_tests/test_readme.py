@@ -25,7 +25,7 @@ from mpnn.regression.machine import PINNED
 from mpnn.regression.session import Session
 from mpnn.regression.verdict import Rule, Verdict
 from mpnn.sampling import Constraints, Key, make_job
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def engine(monkeypatch):
 
 def jobs():
     """A batch of two lengths: one structure free, one with fixed, tied and masked residues."""
-    backbones = [made_up_backbone(50), made_up_backbone(31, chains=2, seed=1)]
+    backbones = [synthetic_backbone(50), synthetic_backbone(31, chains=2, seed=1)]
     backbones[1].mask[7] = False
     backbones[1].coords[7] = 0
     batch = Flat.from_backbones(backbones)

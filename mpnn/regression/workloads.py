@@ -30,7 +30,7 @@ from mpnn.regression.timing import INPUTS, PairedTiming, Side
 from mpnn.sampling import Constraints, Job, Key, Samples, make_job, with_graph_coloring
 from mpnn.schedule import IntArray, Order
 from mpnn.structure import read_structure
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.variants import Variant, find_variant
 
 TEMPERATURE = 0.1
@@ -240,7 +240,7 @@ def backbones(workload: Workload, seed: int) -> list[Backbone]:
     if workload.structure:
         return [read_structure(real_structure(workload.structure))]
     return [
-        made_up_backbone(length, workload.chains, seed * workload.proteins + i)
+        synthetic_backbone(length, workload.chains, seed * workload.proteins + i)
         for i, length in enumerate(workload.lengths)
     ]
 

@@ -29,7 +29,7 @@ from mpnn.regression.machine import PINNED, this_machine
 from mpnn.regression.matmuls import MatmulsAlone, exact_matmuls, multiply_adds
 from mpnn.sampling import Constraints, Key, make_job
 from mpnn.studies.tables import SCALING
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
 
 BASELINES = Path(__file__).parents[2] / "baselines"
@@ -51,7 +51,7 @@ def point(length: int, samples: int, repeats: int) -> dict[str, float]:
     config = ARCHITECTURES["baseline"]
     assert isinstance(config, ModelConfig)
     engine = load_engine(formula_weights(config), "exact-torch")
-    backbone = made_up_backbone(length)
+    backbone = synthetic_backbone(length)
     batch = Flat.from_backbones([backbone])
     keys = [Key(0, n, 0.1) for n in range(samples)]
     matmuls = exact_matmuls(config, length, samples)

@@ -21,7 +21,7 @@ from mpnn.optimizations.coreml.engine import CoreMLEngine
 from mpnn.optimizations.coreml.package import CHECKPOINT
 from mpnn.optimizations.coreml.predictor import CoreMLPredictor, Predictor
 from mpnn.optimizations.reference import ReferenceEngine
-from mpnn.synthetic import made_up_backbone
+from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import load_weights
 
 
@@ -38,7 +38,7 @@ def differences(
     for bucket in buckets:
         L = bucket - bucket // 8
         rng = np.random.default_rng(bucket)
-        flat = Flat.from_backbones([made_up_backbone(L, chains=2)])
+        flat = Flat.from_backbones([synthetic_backbone(L, chains=2)])
         S = np.tile(rng.integers(NUM_LETTERS, size=L), (2, 1))
         rank = np.stack([rng.permutation(L), np.zeros(L, np.int64)])
         ours = engine.log_probs(engine.encode(flat), S, rank)

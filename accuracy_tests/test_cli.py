@@ -120,7 +120,7 @@ def test_homo_oligomer_whose_numbers_continue(here: Path) -> None:
     """Chains 1-12 and 13-24 are tied by place; the log and the JSON say so."""
     (here / "c2.pdb").write_text(continuing(pdb_text(DIMER)))
     result = run("design", "c2.pdb", "--homo-oligomer", "--temperature", 1, "--format", "json")
-    assert "1 design by made; chains tied by place because their numbers continue (2)" in (
+    assert "chains tied by place because their numbers continue (2): A1 to A12, B13 to B24" in (
         result.stderr
     )
     chains = designed_chains(here / "seqs" / "c2.json")

@@ -46,6 +46,7 @@ class Result:
 
     text: str  # the whole output file
     summary: str  # a few words for the log
+    notes: Sequence[str] = ()  # what was done to the structure, a line each
     others: Mapping[str, str | bytes] = field(default_factory=dict)  # more files, by name
 
 
@@ -99,7 +100,7 @@ def design(paths: Sequence[str], rules: Mapping[str, Any], options: DesignOption
             others[f"{backbone.name}.npz"] = probabilities(designs)
         if options.structures is not None:
             others |= _structures(designs, path, options.structures)
-        return Result(text, _summary(what, designs.backbone), others)
+        return Result(text, what, designs.backbone.notes, others)
 
     return run(structures, work, options.out, SUFFIX[options.format])
 
@@ -133,7 +134,7 @@ def score(paths: Sequence[str], rules: Mapping[str, Any], options: ScoreOptions)
         if len(scores.scores) > 1:
             what = f"{len(scores.scores)} scores, the first: {what}"
         others = {f"{backbone.name}.npz": probabilities(scores)} if options.probs else {}
-        return Result(text, _summary(what, scores.backbone), others)
+        return Result(text, what, scores.backbone.notes, others)
 
     return run(structures, work, options.out, SUFFIX[options.format])
 
@@ -167,6 +168,8 @@ def run(structures: Sequence[Path], work: Work, out: str, suffix: str) -> int:
                     where = _deliver(result.text, out, name_of(file) + suffix, first=done == 0)
                     done += 1
                     console.print(f"{file}: {result.summary}{where}")
+                    for note in result.notes:
+                        console.print(f"  {note}")
                 except _NoOutputError:
                     raise
                 except (InputError, MemoryError, RuntimeError) as error:
@@ -230,11 +233,6 @@ def _read(path: Path, book: RuleBook, options: RunOptions) -> tuple[Backbone, Ru
     backbone = read_structure(path, model=model, split_breaks=options.split_breaks)
     rules, notes = book.rules(path, backbone)
     return dataclasses.replace(backbone, notes=(*backbone.notes, *notes)), rules
-
-
-def _summary(what: str, backbone: Backbone) -> str:
-    """One line: what was done, and each note in short."""
-    return "; ".join([what, *(note.split(": ")[0] for note in backbone.notes)])
 
 
 def _about(file: Path, message: str) -> str:

@@ -119,7 +119,7 @@ def test_portable_rows_are_the_median_over_machines(tmp_path):
 
 
 def test_what_machines_have_in_common(tmp_path):
-    """Common rows are those of every machine; recovery is that of whichever recorded last."""
+    """Common rows are those of two machines; recovery is that of whichever recorded last."""
     assert baselines.common_rows([]) == set()
     days = {"chip-a": "2026-01-02", "chip-b": "2026-01-03", "chip-c": "2026-01-01"}
     for number, (name, day) in enumerate(days.items()):
@@ -128,6 +128,9 @@ def test_what_machines_have_in_common(tmp_path):
         baselines.write(tmp_path / name, run(name, rows) | {"datetime": f"{day}T10:00:00+00:00"})
     runs = baselines.latest_runs(tmp_path)
     assert baselines.common_rows(runs) == {"t"}
+    assert baselines.common_rows(runs[:1]) == {"t", "chip-a"}
+    few = baselines.Run(tmp_path, "chip-d", "", {"chip-b": runs[1].rows["chip-b"]}, 1)
+    assert baselines.common_rows([*runs, few]) == {"t", "chip-b"}
     assert baselines.stated_recoveries(runs) == {"t": 41.0}
 
 

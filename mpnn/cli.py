@@ -1,4 +1,4 @@
-"""The command line: mpnn design | score | train | distill | weights | report | variants | engines.
+"""The command line: `mpnn COMMAND`, each command a function of this module.
 
 Heavy imports are inside the commands, so that help appears at once.
 """
@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 
 from mpnn.errors import InputError
 from mpnn.options import (
+    DONE,
     FAILED,
     INTERRUPTED,
     RULES_OF_SCORES,
     SOME_FAILED,
+    TERMINATED,
     DesignOptions,
     ScoreOptions,
     add_options,
@@ -27,16 +29,16 @@ from mpnn.options import (
 DESCRIPTION = "Design protein sequences for backbones, and score them: ProteinMPNN made fast."
 EPILOG = (
     "Exit code: 0 all files succeeded, 1 some files failed, 2 all failed or nothing could start, "
-    "130 Ctrl-C."
+    "130 Ctrl-C, 143 SIGTERM."
 )
 
 
 def main() -> None:
     """Entry point of `mpnn`."""
     code = run(sys.argv[1:])
-    if code == INTERRUPTED:
+    if code in (INTERRUPTED, TERMINATED):
         sys.stdout.flush()
-        os._exit(INTERRUPTED)  # threads in the middle of a batch would delay the exit
+        os._exit(code)  # threads in the middle of a batch would delay the exit
     sys.exit(code)
 
 
@@ -75,11 +77,15 @@ def _print(text: object) -> None:
 
 
 def design(**values: Any) -> int:
-    """Design sequences for structures; writes one file each, in ProteinMPNN's format."""
+    """Design sequences for structures; writes one file each, in ProteinMPNN's format.
+
+    A run over several structures keeps a manifest in its folder: run again, it does what is missing
+    or has failed, and refuses other settings. One structure alone is designed anew each time.
+    """
     from mpnn import campaign
 
     paths, options = values.pop("files"), taken(DesignOptions, values)
-    return campaign.design(paths, values, options)
+    return campaign.run(paths, values, options).exit_code
 
 
 def score(**values: Any) -> int:
@@ -87,7 +93,17 @@ def score(**values: Any) -> int:
     from mpnn import campaign
 
     paths, options = values.pop("files"), taken(ScoreOptions, values)
-    return campaign.score(paths, values, options)
+    return campaign.run(paths, values, options).exit_code
+
+
+def collect(folder: str, out: str | None, parquet: bool) -> int:
+    """Put the shards of a run together: one table of all designs, best score first."""
+    from mpnn.collect import write_tables
+
+    collected = write_tables(Path(folder), out, parquet)
+    for line in collected.report():
+        _print(line)
+    return SOME_FAILED if collected.failed or collected.missing else DONE
 
 
 def train(config: str, changes: Sequence[str]) -> None:
@@ -211,6 +227,10 @@ def parser() -> argparse.ArgumentParser:
         )
         add_rules(its.add_argument_group("rules"), rules)
         add_options(its, options)
+    its = _add(commands, collect)
+    its.add_argument("folder", metavar="DIR", help="The --out folder of the run.")
+    its.add_argument("--out", metavar="FILE", help="The table; DIR/designs.csv by default.")
+    its.add_argument("--parquet", action="store_true", help="Write FILE with .parquet as well.")
     _add_training(commands)
     its = _add(commands, report)
     its.add_argument("runs", nargs="?", default="baselines", help="Folder of the stored runs.")

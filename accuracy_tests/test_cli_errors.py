@@ -69,7 +69,7 @@ def test_bad_files_among_good_ones(here: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.count("error: ") == 7
     assert "7 of 9 files failed" in result.stderr
-    assert sorted(p.name for p in (here / "seqs").iterdir()) == ["good.fa", "zgood.fa"]
+    assert sorted(p.name for p in (here / "seqs").glob("*.fa")) == ["good.fa", "zgood.fa"]
 
 
 @pytest.mark.parametrize(

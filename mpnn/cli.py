@@ -36,7 +36,8 @@ EPILOG = (
 def main() -> None:
     """Entry point of `mpnn`."""
     code = run(sys.argv[1:])
-    if code in (INTERRUPTED, TERMINATED):
+    started_processes = "multiprocessing.synchronize" in sys.modules  # which exit cleans up after
+    if code in (INTERRUPTED, TERMINATED) and not started_processes:
         sys.stdout.flush()
         os._exit(code)  # threads in the middle of a batch would delay the exit
     sys.exit(code)

@@ -72,17 +72,26 @@ class Work(Generic[Task, Outcome]):
         """
         pending: dict[Future[Outcome], Task] = {}
         try:
-            while True:
-                while len(pending) < in_flight and (task := next(tasks, None)) is not None:
-                    pending[self._submitted(executor, task, pending)] = task
-                if not pending:
-                    return
-                for future in self._finished(pending):
-                    yield pending[future], self._outcome(future, pending)
-                    del pending[future]
+            yield from self._flow(executor, tasks, in_flight, pending)
         finally:
             for future in pending:
                 future.cancel()
+
+    def _flow(
+        self,
+        executor: Executor,
+        tasks: Iterator[Task],
+        in_flight: int,
+        pending: dict[Future[Outcome], Task],
+    ) -> Iterator[tuple[Task, Outcome]]:
+        while True:
+            while len(pending) < in_flight and (task := next(tasks, None)) is not None:
+                pending[self._submitted(executor, task, pending)] = task
+            if not pending:
+                return
+            for future in self._finished(pending):
+                yield pending[future], self._outcome(future, pending)
+                del pending[future]
 
     def _submitted(
         self, executor: Executor, task: Task, pending: dict[Future[Outcome], Task]
@@ -119,7 +128,7 @@ class Work(Generic[Task, Outcome]):
         while True:
             try:
                 with processes(workers) as pool:
-                    yield from self.on(pool, tasks, IN_FLIGHT * workers)
+                    yield from self._flow(pool, tasks, IN_FLIGHT * workers, {})
                 return
             except WorkersLostError as error:
                 for task in error.tasks:
@@ -128,7 +137,7 @@ class Work(Generic[Task, Outcome]):
     def _alone(self, task: Task) -> Outcome:
         try:
             with processes(1) as pool:
-                return next(self.on(pool, iter([task]), 1))[1]
+                return next(self._flow(pool, iter([task]), 1, {}))[1]
         except WorkersLostError:
             return self.lost(task)
 
@@ -152,7 +161,7 @@ def processes(workers: int) -> Iterator[Executor]:
     except BaseException:
         for process in list((pool._processes or {}).values()):
             process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False)  # a pool that is broken must set all futures: cancel none
         raise
 
 

@@ -160,7 +160,7 @@ def test_a_file_that_needs_too_much_memory_is_one_failure(
     def work(path: Path, *_: object) -> Result:
         if path.name == "big":
             raise error
-        return Result("text", "done")
+        return Result({f"{path.name}.fa": "text"}, "done")
 
     assert run_work(monkeypatch, work, "big", "small", "--out", "out") == SOME_FAILED
     assert [path.name for path in (here / "out").glob("*.fa")] == ["small.fa"]
@@ -182,7 +182,7 @@ def test_a_closed_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be printed, no work is done."""
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(InputError, match="standard output is closed; name a folder with --out"):
-        run_work(monkeypatch, lambda *_: Result("text", "done"), "one", "--out", "-")
+        run_work(monkeypatch, lambda *_: Result({"text.fa": "text"}, "done"), "one", "--out", "-")
 
 
 @pytest.mark.usefixtures("here")
@@ -191,7 +191,7 @@ def test_a_name_that_standard_output_cannot_take(
 ) -> None:
     """A result with letters beyond the encoding is one failure, and the rest are printed."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
-    made = {Path("é"): Result("é", "done"), Path("e"): Result("e", "done")}
+    made = {Path("é"): Result({"é": "é"}, "done"), Path("e"): Result({"e": "e"}, "done")}
     code = run_work(monkeypatch, lambda path, *_: made[path], "é", "e", "--out", "-")
     assert code == SOME_FAILED
     assert sys.stdout.buffer.getvalue() == b"e"

@@ -36,8 +36,15 @@ from mpnn.options import (
     ScoreOptions,
     Structures,
 )
-from mpnn.output import SUFFIX, probabilities, render_designs, render_scores
-from mpnn.results import Designs, Mode, Scores, rounded
+from mpnn.output import (
+    SUFFIX,
+    design_records,
+    probabilities,
+    render_designs,
+    render_scores,
+    score_records,
+)
+from mpnn.results import Designs, Mode
 from mpnn.rulebook import RuleBook, file_of
 from mpnn.rules import Rules
 from mpnn.structure import name_of, read_structure
@@ -64,10 +71,9 @@ Progress = Callable[[float], None]
 class Result:
     """The result of one structure."""
 
-    text: str  # the whole output file
+    files: Mapping[str, str | bytes]  # by path below the output folder; the last is the main one
     summary: str  # a few words for the log
     notes: Sequence[str] = ()  # what was done to the structure, a line each
-    others: Mapping[str, str | bytes] = field(default_factory=dict)  # more files, by name
     rows: Sequence[dict[str, Any]] = ()  # for the manifest, a record for each design or score
 
 
@@ -309,7 +315,10 @@ def _designing(options: DesignOptions) -> Callable[[Model], Work]:
     temperatures = files.numbers(options.temperature, float, "--temperature")
     seeds = files.numbers(options.seed, int, "--seed")
     check_sampling(options.num_seqs, temperatures, seeds, options.batch_size)
-    _check_has_folder(options.out, {"structures": options.structures, "probs": options.probs})
+    many_files = {f"format {options.format}": options.format not in SUFFIX}
+    _check_has_folder(
+        options.out, {"structures": options.structures, "probs": options.probs, **many_files}
+    )
 
     def make(model: Model) -> Work:
         def work(path: Path, book: RuleBook, advance: Progress) -> Result:
@@ -325,14 +334,20 @@ def _designing(options: DesignOptions) -> Callable[[Model], Work]:
                 options.probs,
                 rules=applied,
             )
-            text = render_designs(designs, options.format, model.name, VERSION)
             what = f"{len(designs)} design{'s' * (len(designs) > 1)} by {model.name}"
-            others: dict[str, str | bytes] = {}
+            written: dict[str, str | bytes] = {}
             if options.probs:
-                others[f"{backbone.name}.npz"] = probabilities(designs)
+                written[f"{backbone.name}.npz"] = probabilities(designs)
             if options.structures is not None:
-                others |= _structures(designs, path, options.structures)
-            return Result(text, what, designs.backbone.notes, others, _design_rows(designs))
+                written |= _structures(designs, path, options.structures)
+            if options.format in SUFFIX:
+                text = render_designs(designs, options.format, model.name, VERSION)
+                written[backbone.name + SUFFIX[options.format]] = text
+            else:
+                from mpnn.layouts import LAYOUTS
+
+                written |= LAYOUTS[options.format](designs, path, model.name)
+            return Result(written, what, designs.backbone.notes, design_records(designs))
 
         return work
 
@@ -362,37 +377,15 @@ def _scoring(options: ScoreOptions) -> Callable[[Model], Work]:
             what = f"score {first.score:.4f}, perplexity {first.perplexity:.2f} by {model.name}"
             if len(scores.scores) > 1:
                 what = f"{len(scores.scores)} scores, the first: {what}"
-            others = {f"{backbone.name}.npz": probabilities(scores)} if options.probs else {}
-            return Result(text, what, scores.backbone.notes, others, _score_rows(scores, labels))
+            written: dict[str, str | bytes] = {}
+            if options.probs:
+                written[f"{backbone.name}.npz"] = probabilities(scores)
+            written[backbone.name + SUFFIX[options.format]] = text
+            return Result(written, what, scores.backbone.notes, score_records(scores, labels))
 
         return work
 
     return make
-
-
-def _design_rows(designs: Designs) -> list[dict[str, Any]]:
-    return [
-        {
-            **{name: getattr(d, name) for name in ("seed", "temperature", "sample")},
-            **{name: rounded(getattr(d, name)) for name in ("score", "global_score", "recovery")},
-            "confidence": rounded(d.confidence),
-            "sequence": designs.printed(d.sequence),
-        }
-        for d in designs
-    ]
-
-
-def _score_rows(scores: Scores, labels: Sequence[str]) -> list[dict[str, Any]]:
-    names = [*labels] * (len(scores.scores) // len(labels))
-    return [
-        {
-            "record": name,
-            "seed": one.seed,
-            **{key: rounded(getattr(one, key)) for key in ("score", "global_score", "perplexity")},
-            "sequence": scores.printed(one.sequence),
-        }
-        for name, one in zip(names, scores.scores, strict=True)
-    ]
 
 
 class _Report:
@@ -403,7 +396,6 @@ class _Report:
     ) -> None:
         self.options, self.manifest, self.console = options, manifest, console
         self.summary = Summary(skipped=skipped)
-        self.suffix = SUFFIX[options.format]
         if skipped:
             console.print(f"{skipped} structures are done already, with these settings")
 
@@ -441,7 +433,7 @@ class _Report:
         error = outcome.error
         if result := outcome.result:
             try:
-                outputs, error = self._written(path, result), ""
+                outputs, error = self._written(result), ""
             except _NoOutputError:
                 raise
             except InputError as problem:
@@ -463,17 +455,16 @@ class _Report:
                 Entry(name_of(path), digest(path), status, seconds, outputs, error, rows)
             )
 
-    def _written(self, path: Path, result: Result) -> list[str]:
+    def _written(self, result: Result) -> list[str]:
         """Writes or prints the files of one result; returns the names of those written."""
-        name = name_of(path) + self.suffix
-        for other, content in result.others.items():
-            write_whole(Path(self.options.out, other), content)
         if self.options.out == STDOUT:
-            is_table = name.endswith(".csv")
-            _print(result.text, heading=self.summary.done == 0 or not is_table)
+            (text,) = result.files.values()
+            is_table = self.options.format == "csv"
+            _print(str(text), heading=self.summary.done == 0 or not is_table)
             return []
-        write_whole(Path(self.options.out, name), result.text)
-        return [*result.others, name]
+        for name, content in result.files.items():
+            write_whole(Path(self.options.out, name), content)
+        return [*result.files]
 
 
 def _manifest(

@@ -154,11 +154,24 @@ def engines() -> None:
 
 
 def list_weights() -> None:
-    """List the names that --weights takes, and where each file is."""
+    """List the names that --weights takes in groups, and where each file is."""
     from mpnn.weights import locations
 
-    for name, where in locations().items():
-        _print(f"{name:24}{where}")
+    for group, names in locations().items():
+        _print(f"{group}:")
+        for name, where in names.items():
+            _print(f"  {name:22}{where}")
+
+
+def show_weights(names: Sequence[str]) -> None:
+    """Print license, source and blob id of weights, where they are, and what they are."""
+    from rich.pretty import pretty_repr
+
+    from mpnn.weights import describe
+
+    for name in names:
+        for key, value in describe(name).items():
+            _print(f"{key:14}{value if isinstance(value, str) else pretty_repr(value)}")
 
 
 def fetch_weights(names: Sequence[str]) -> None:
@@ -273,5 +286,6 @@ def _add_weights(commands: Any) -> None:
     its = commands.add_parser("weights", help=text, description=text)
     its = its.add_subparsers(metavar="COMMAND", required=True)
     _add(its, list_weights, "list")
+    _add(its, show_weights, "info").add_argument("names", nargs="+", metavar="NAME|PATH")
     _add(its, fetch_weights, "fetch").add_argument("names", nargs="+", metavar="NAME")
     _add(its, verify_weights, "verify").add_argument("names", nargs="+", metavar="NAME|PATH")

@@ -33,6 +33,18 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class DesignFormat(StrEnum):
+    """The same, and the layouts of other pipelines (`mpnn.layouts`)."""
+
+    fasta = "fasta"
+    json = "json"
+    csv = "csv"
+    jsonl = "jsonl"
+    ligandmpnn = "ligandmpnn"
+    proteindj = "proteindj"
+    foundry = "foundry"
+
+
 class Order(StrEnum):
     """Decoding orders."""
 
@@ -140,7 +152,13 @@ class DesignOptions(RunOptions):
     out: Annotated[str, Option('Folder for one file per structure; "-" prints.', metavar="DIR")] = (
         "seqs"
     )
-    format: Annotated[Format, Option("Format of the files: .fa, .json or .csv.")] = Format.fasta
+    format: Annotated[
+        DesignFormat,
+        Option(
+            "Format of the files: fasta, json, csv, jsonl (a line per design), or the files that "
+            "other pipelines read: ligandmpnn (ProtFlow, OVO), proteindj, foundry."
+        ),
+    ] = DesignFormat.fasta
     structures: Annotated[
         Structures | None,
         Option(

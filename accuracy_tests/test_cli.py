@@ -285,14 +285,21 @@ def test_weights_commands(made: str) -> None:
     """Weights are listed with their place, verified with their configuration, or refused."""
     listed = run("weights", "list")
     assert listed.exit_code == 0
-    assert re.search(r"^made +shipped$", listed.stdout, re.M)
-    assert "v_48_020" in listed.stdout
+    assert re.search(r"^shipped with this package:\n  made +here$", listed.stdout, re.M)
+    assert re.search(r"^meilerlab/HyperMPNN \(MIT\):\n  hyper_v_48_002 +to be", listed.stdout, re.M)
+    known = run("weights", "info", "pottsmpnn_20", made)
+    assert known.exit_code == 0
+    for line in (
+        "license +MIT", "source +https://github.com/KeatingLab/PottsMPNN", "published_id +de011d0f",
+        "file +to be fetched: `mpnn weights fetch pottsmpnn_20`", "network .*hidden_dim=16",
+    ):  # fmt: skip
+        assert re.search(f"^{line}", known.stdout, re.M)
     verified = run("weights", "verify", made)
     assert verified.exit_code == 0
     first, *card = verified.stdout.splitlines()
     assert "hidden_dim=16" in first
     assert max(map(len, card)) <= 80
-    for arguments in (("verify", "dimer.pdb"), ("fetch", "v_48_999")):
+    for arguments in (("verify", "dimer.pdb"), ("fetch", "v_48_999"), ("info", "abmpnn")):
         refused = run("weights", *arguments)
         assert refused.exit_code == 2
         assert arguments[1] in refused.stderr

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_files import pdb_text, write_pdb
 
-from mpnn import campaign, weights
+from mpnn import campaign, cli, weights
 from mpnn.campaign import Result
 from mpnn.errors import InputError
-from mpnn.options import SOME_FAILED
+from mpnn.options import SOME_FAILED, DesignOptions, taken
 from mpnn.synthetic import synthetic_backbone
 
 pytest_plugins = ["cli_fixtures"]
@@ -68,7 +69,7 @@ def test_bad_files_among_good_ones(here: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.count("error: ") == 7
     assert "7 of 9 files failed" in result.stderr
-    assert sorted(p.name for p in (here / "seqs").iterdir()) == ["good.fa", "zgood.fa"]
+    assert sorted(p.name for p in (here / "seqs").glob("*.fa")) == ["good.fa", "zgood.fa"]
 
 
 @pytest.mark.parametrize(
@@ -139,46 +140,59 @@ def test_an_engine_that_cannot_be_imported(here: Path, monkeypatch: pytest.Monke
     assert "engine my_engine:Engine: cannot import name 'nothing'" in result.stderr
 
 
+def run_work(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Result], *arguments: str) -> int:
+    """Exit code of `mpnn design` with other work in place of its own."""
+    monkeypatch.setattr(campaign, "_made", lambda _options: lambda _model: work)
+    values = vars(cli.parser().parse_args(["design", *arguments]))
+    paths, options = values.pop("files"), taken(DesignOptions, values)
+    del values["command"]
+    return campaign.run(paths, values, options).exit_code
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
 )
-def test_a_file_that_needs_too_much_memory_is_one_failure(here: Path, error: Exception) -> None:
+def test_a_file_that_needs_too_much_memory_is_one_failure(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     """It says what would need less, and the rest go on."""
 
-    def work(path: Path, _: object) -> Result:
+    def work(path: Path, *_: object) -> Result:
         if path.name == "big":
             raise error
-        return Result("text", "done")
+        return Result({f"{path.name}.fa": "text"}, "done")
 
-    assert campaign.run([Path("big"), Path("small")], work, "out", ".fa") == SOME_FAILED
-    assert [path.name for path in (here / "out").iterdir()] == ["small.fa"]
+    assert run_work(monkeypatch, work, "big", "small", "--out", "out") == SOME_FAILED
+    assert [path.name for path in (here / "out").glob("*.fa")] == ["small.fa"]
 
 
 @pytest.mark.usefixtures("here")
-def test_a_defect_of_the_program_is_not_hidden() -> None:
+def test_a_defect_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that no file can be blamed for ends the run as it is."""
 
-    def work(path: Path, _: object) -> Result:
+    def work(path: Path, *_: object) -> Result:
         raise RuntimeError(f"shapes differ in {path}")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        campaign.run([Path("one")], work, "out", ".fa")
+        run_work(monkeypatch, work, "one", "--out", "out")
 
 
+@pytest.mark.usefixtures("here")
 def test_a_closed_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be printed, no work is done."""
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(InputError, match="standard output is closed; name a folder with --out"):
-        campaign.run([Path("one")], lambda *_: Result("text", "done"), "-", ".fa")
+        run_work(monkeypatch, lambda *_: Result({"text.fa": "text"}, "done"), "one", "--out", "-")
 
 
+@pytest.mark.usefixtures("here")
 def test_a_name_that_standard_output_cannot_take(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A result with letters beyond the encoding is one failure, and the rest are printed."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
-    work = {Path("é"): Result("é", "done"), Path("e"): Result("e", "done")}
-    code = campaign.run([*work], lambda path, _: work[path], "-", ".fa")
+    made = {Path("é"): Result({"é": "é"}, "done"), Path("e"): Result({"e": "e"}, "done")}
+    code = run_work(monkeypatch, lambda path, *_: made[path], "é", "e", "--out", "-")
     assert code == SOME_FAILED
     assert sys.stdout.buffer.getvalue() == b"e"
     assert "cannot be printed ('ascii' codec" in capfd.readouterr().err
@@ -371,6 +385,6 @@ def test_interrupt(here: Path, made: str) -> None:
     assert process.returncode == 130
     assert re.search(r"interrupted: \d+ of 40 results are complete", errors)
     assert "Traceback" not in errors
-    written = list((here / "seqs").iterdir())
+    written = list((here / "seqs").glob("[!m]*"))  # all but the manifest
     assert 1 <= len(written) < 40
     assert all(p.suffix == ".fa" and len(sequences(p)) == 51 for p in written)

@@ -46,7 +46,7 @@ def test_a_folder_of_structures_is_an_input(here: Path) -> None:
     assert run("design", "dimer.pdb", "--structures", "--num-seqs", 2).exit_code == 0
     result = run("score", "seqs/structures", "--format", "fasta")
     assert result.exit_code == 0
-    scored = {sequences(path)[0] for path in (here / "scores").iterdir()}
+    scored = {sequences(path)[0] for path in (here / "scores").glob("*.fa")}
     assert scored == set(sequences(here / "seqs" / "dimer.fa")[1:])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with serving() as running:
         running.content = os.urandom(200_000)
         blob = b"blob %d\0" % len(running.content) + running.content
-        file = PublishedFile("folder/v.pt", hashlib.sha1(blob).hexdigest())
+        file = PublishedFile("folder/v.pt", hashlib.sha1(blob).hexdigest(), download.HYPER_MPNN)
         monkeypatch.setitem(download.PUBLISHED, NAME, file)
         yield running
 
@@ -128,8 +129,15 @@ def test_a_full_disk_is_told_from_an_unreachable_server(server: Server, cache: P
 
 
 def test_published_names() -> None:
-    """Eight files in two folders with ids of forty digits; other names are refused with these."""
-    assert len({f.blob_id for f in download.PUBLISHED.values()}) == len(download.PUBLISHED) == 8
+    """Files of three repositories with ids of forty digits; other names are refused with these."""
+    assert len({f.blob_id for f in download.PUBLISHED.values()}) == len(download.PUBLISHED) == 18
+    repositories = Counter(f.repository.name for f in download.PUBLISHED.values())
+    assert repositories == {
+        "dauparas/ProteinMPNN": 8, "meilerlab/HyperMPNN": 4, "KeatingLab/PottsMPNN": 6
+    }  # fmt: skip
+    hyper = download.PUBLISHED["hyper_v_48_002"]
+    assert hyper.path == "retrained_models/v48_002_epoch240_hyper.pt"
+    assert hyper.repository.url.startswith("https://raw.githubusercontent.com/meilerlab/HyperMPNN/")
     assert download.PUBLISHED["soluble_v_48_002"].path == "soluble_model_weights/v_48_002.pt"
     assert all(len(f.blob_id) == 40 for f in download.PUBLISHED.values())
     with pytest.raises(InputError, match=r"known are v_48_002, .*soluble_v_48_030"):

@@ -204,7 +204,7 @@ def test_any_content_is_recognized_or_refused(content: dict[str, Any]) -> None:
     try:
         found = recognize(content)
         for entry in found.by_structure.values():
-            constraints(DIMER, Rules(**found.fields(entry, DIMER)[0]))
+            constraints(DIMER, Rules(**found.translate(entry, DIMER)[0]))
     except InputError:
         pass
 

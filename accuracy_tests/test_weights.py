@@ -23,8 +23,10 @@ from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.weights import (
     default_weights,
+    describe,
     find_weights,
     formula_weights,
+    load_arrays,
     load_checkpoint,
     load_published,
     load_weights,
@@ -289,14 +291,37 @@ def test_where_weights_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     write_published(tmp_path / "v_48_020.pt", published_content())
     monkeypatch.setenv("MPNN_WEIGHTS", str(tmp_path))
     assert find_weights("v_48_020") == tmp_path / "v_48_020.pt"
-    where = locations()
-    assert where["minimal"] == "shipped"
+    where = {name: place for group in locations().values() for name, place in group.items()}
+    assert where["minimal"] == "here"
     assert where["v_48_020"] == str(tmp_path / "v_48_020.pt")
-    assert "to be fetched" in where["v_48_002"]
+    assert where["v_48_002"] == where["soluble_v_48_020"] == "to be fetched"
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     write_published(Path("minimal"), published_content())
     assert find_weights("minimal") == Path("minimal")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("v48_020_epoch300_hyper.pt", "hyper_v_48_020"),
+        ("sol_pottsmpnn_msa_20.pt", "sol_pottsmpnn_msa_20"),
+        ("pottsmpnn_30.pt", "pottsmpnn_30"),
+    ],
+)
+def test_weights_of_other_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, name: str
+) -> None:
+    """A file of the published form is found under its name here and loaded, with its source."""
+    monkeypatch.setenv("MPNN_WEIGHTS", str(tmp_path))
+    write_published(tmp_path / file, {**published_content(), "noise_level": 0.2})
+    checkpoint = load_arrays(name)
+    assert checkpoint.config == CONFIG
+    assert checkpoint.card["noise_level"] == 0.2
+    about = describe(name)
+    assert about["file"] == str(tmp_path / file)
+    assert about["license"] == "MIT"
+    assert about["blob_id"] != about["published_id"]  # of a file that this test made
 
 
 @pytest.mark.data

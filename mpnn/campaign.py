@@ -1,40 +1,67 @@
-"""What `mpnn design` and `mpnn score` do over many files, from their options to the exit code."""
+"""One run over many structures: in this process, in several, or on a cluster.
+
+Every residue depends on (seed, sample, residue) alone, so how a run is split changes no byte of its
+results. `mpnn design` and `mpnn score` call `run`; `design` and `score` are the same for Python.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from mpnn import __version__, files
+from mpnn import __version__, executors, files
 from mpnn.atomic import write_whole
 from mpnn.backbone import Backbone
 from mpnn.errors import InputError
+from mpnn.manifest import Entry, Manifest, Shard, digest, manifests
 from mpnn.options import (
     DONE,
     FAILED,
     INTERRUPTED,
     SOME_FAILED,
     STDOUT,
+    TERMINATED,
     DesignOptions,
     RunOptions,
     ScoreOptions,
     Structures,
 )
-from mpnn.output import SUFFIX, probabilities, render_designs, render_scores
+from mpnn.output import (
+    SUFFIX,
+    design_records,
+    probabilities,
+    render_designs,
+    render_scores,
+    score_records,
+)
 from mpnn.results import Designs, Mode
-from mpnn.rulebook import RuleBook
+from mpnn.rulebook import RuleBook, file_of
 from mpnn.rules import Rules
 from mpnn.structure import name_of, read_structure
+from mpnn.weights import default_weights, find_weights
 
 if TYPE_CHECKING:  # mpnn.design imports torch, which takes a second: only once there is work
     from mpnn.design import Model
 
 VERSION = f"mpnn-{__version__}"
+
+NOT_SETTINGS = frozenset(("out", "device", "batch_size", "workers", "shard", "dask"))
+"""Options that change how a run is done, and none of its results."""
+
+FEW = 4
+"""Structures for each worker below which starting it is not worth while."""
+
+Options = DesignOptions | ScoreOptions
 
 Progress = Callable[[float], None]
 """Called with the share of the work just done; shares add up to 1."""
@@ -44,73 +71,290 @@ Progress = Callable[[float], None]
 class Result:
     """The result of one structure."""
 
-    text: str  # the whole output file
+    files: Mapping[str, str | bytes]  # by path below the output folder; the last is the main one
     summary: str  # a few words for the log
     notes: Sequence[str] = ()  # what was done to the structure, a line each
-    others: Mapping[str, str | bytes] = field(default_factory=dict)  # more files, by name
+    rows: Sequence[dict[str, Any]] = ()  # for the manifest, a record for each design or score
 
 
-Work = Callable[[Path, Progress], Result]
-"""Makes the result of one structure."""
+@dataclass(frozen=True)
+class Job:
+    """What is done with every structure of a run, and a digest of all that decides its results."""
+
+    options: Options
+    digest: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One structure of a job; travels to other processes."""
+
+    path: Path
+    book: RuleBook
+    job: Job
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: its result, or in words why it has none."""
+
+    result: Result | None
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        done: structures with new results.
+        skipped: structures whose results were there.
+        failed: structures without results, and why.
+        exit_code: as the command line ends.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    exit_code: int = DONE
 
 
 class _NoOutputError(InputError):
     """Standard output cannot be written, so the run ends."""
 
 
-def design(paths: Sequence[str], rules: Mapping[str, Any], options: DesignOptions) -> int:
-    """Designs sequences for every structure; returns the exit code.
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM has come."""
+
+
+def design(
+    structures: Iterable[str | Path],
+    out: str | Path = "seqs",
+    *,
+    executor: Executor | None = None,
+    in_flight: int = 2 * executors.IN_FLIGHT,
+    **settings: Any,
+) -> Summary:
+    """Designs sequences for many structures; one file each in `out`, and a manifest.
+
+    A second call with the same arguments resumes: it does what is missing.
+
+    Args:
+        structures: files, and folders of them. Workers read them by these paths.
+        out: folder of the results; the calling process writes them.
+        executor: of any kind with the interface of `concurrent.futures`, such as Dask's
+            `Client.get_executor(pure=False)`, loky's or MPI's. Weights load once in each of its
+            processes. None starts `workers` processes here.
+        in_flight: tasks that an executor has at a time, about three for each of its workers.
+        settings: options of `mpnn design` and fields of `mpnn.Rules`, by name.
+
+    Raises:
+        InputError: a setting is wrong for all structures, `out` holds results of other settings or
+            cannot be written, or the executor is gone.
+        KeyboardInterrupt: after the results that were there have been written.
+    """
+    return _run_here(DesignOptions, structures, out, executor, in_flight, settings)
+
+
+def score(
+    structures: Iterable[str | Path],
+    out: str | Path = "scores",
+    *,
+    executor: Executor | None = None,
+    in_flight: int = 2 * executors.IN_FLIGHT,
+    **settings: Any,
+) -> Summary:
+    """Scores sequences on many structures; as `design`, with the options of `mpnn score`."""
+    return _run_here(ScoreOptions, structures, out, executor, in_flight, settings)
+
+
+def _run_here(
+    kind: type[DesignOptions] | type[ScoreOptions],
+    structures: Iterable[str | Path],
+    out: str | Path,
+    executor: Executor | None,
+    in_flight: int,
+    settings: Mapping[str, Any],
+) -> Summary:
+    names = {f.name for f in dataclasses.fields(kind)}
+    rules = {name: value for name, value in settings.items() if name not in names}
+    if unknown := rules.keys() - {f.name for f in dataclasses.fields(Rules)}:
+        raise InputError(
+            f"no option or rule is called {', '.join(sorted(unknown))}; the options are "
+            f"{', '.join(sorted(names))}"
+        )
+    options = kind(out=str(out), **{n: v for n, v in settings.items() if n in names})
+    summary = run([*map(str, structures)], rules, options, executor, in_flight)
+    if summary.exit_code in (INTERRUPTED, TERMINATED):
+        raise KeyboardInterrupt
+    return summary
+
+
+def run(
+    paths: Sequence[str],
+    rules: Mapping[str, Any],
+    options: Options,
+    executor: Executor | None = None,
+    in_flight: int = 1,
+) -> Summary:
+    """Designs or scores, as the options say, and reports each structure as it is done.
 
     Args:
         paths: files and folders.
-        rules: values of the command line for the fields of `mpnn.Rules`.
+        rules: values for the fields of `mpnn.Rules`.
         options: all other options.
+        executor: as in `design`.
+        in_flight: as in `design`.
 
     Raises:
-        InputError: an option is wrong for all structures: see `files.structure_files`, `RuleBook`
-            and `mpnn.load`.
+        InputError: as `design`.
     """
+    shard = Shard() if options.shard is None else Shard.parse(options.shard)
+    if options.workers is not None and options.workers < 1:
+        raise InputError(f"--workers {options.workers}: take 1 or more")
+    make = _made(options)
+    listed = files.structure_files(paths, options.out)
+    published = options.published_rules or ()
+    book = RuleBook(listed, rules, published, options.rules, options.fixed_labels)
+    model = _load(options)
+    settings = _settings(options, rules)
+    job = Job(options, str(settings))
+    _READY[0] = (job, make(model))
+    structures = listed if options.shard is None else shard.pick(listed)
+    _check_writable(options.out)
+    with _manifest(options, shard, settings, structures) as manifest, _terminable():
+        todo = [path for path in structures if manifest is None or not manifest.is_done(path)]
+        sizes = {path: _size(path) for path in todo}
+        tasks = (Task(path, book.only(path), job) for path in todo)
+        with files.progress_bar(console := files.log_console()) as bar:
+            row = bar.add_task("", total=sum(sizes.values()))
+            report = _Report(options, manifest, console, len(structures) - len(todo))
+
+            def advance(path: Path, share: float) -> None:
+                bar.advance(row, share * sizes[path])
+
+            outcomes = _outcomes(tasks, options, len(todo), executor, in_flight, advance)
+            return report.all(outcomes, len(structures), sizes, bar, row)
+
+
+_READY: list[tuple[Job, Work] | None] = [None]
+"""The job that this process is ready for, and its work: weights are loaded once."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A worker may have several threads, and an engine is not made for them."""
+
+
+def perform(task: Task, progress: Callable[[Path, float], None] | None = None) -> Outcome:
+    """Does the work on one structure, in any process; a user's mistake is an outcome."""
+    start = time.perf_counter()
+    with _ONE_AT_A_TIME:
+        ready = _READY[0]
+        if ready is None or ready[0] != task.job:
+            ready = _READY[0] = (task.job, _made(task.job.options)(_loaded(task.job.options)))
+        work = ready[1]
+
+        def advance(share: float) -> None:
+            if progress is not None:
+                progress(task.path, share)
+
+        try:
+            result, error = work(task.path, task.book, advance), ""
+        except (InputError, MemoryError, RuntimeError) as problem:
+            result, error = None, _in_words(problem)
+    return Outcome(result, error, time.perf_counter() - start)
+
+
+def _lost(_: Task) -> Outcome:
+    return Outcome(
+        None, "its worker process was killed, perhaps for memory; try it alone, with --workers 1"
+    )
+
+
+def _outcomes(
+    tasks: Iterator[Task],
+    options: Options,
+    count: int,
+    executor: Executor | None,
+    in_flight: int,
+    progress: Callable[[Path, float], None],
+) -> Iterator[tuple[Task, Outcome]]:
+    """Tasks with their outcomes, by what the options or the caller name."""
+    work = executors.Work(perform, _lost, in_order=options.out == STDOUT)
+    usual = min(executors.cores(), count // FEW) if options.device == "cpu" else 1
+    workers = usual if options.workers is None else min(options.workers, count)
+    try:
+        if executor is not None:
+            yield from work.on(executor, tasks, in_flight)
+        elif options.dask is not None:
+            with executors.dask(options.dask) as (cluster, room):
+                yield from work.on(cluster, tasks, room)
+        elif workers > 1:
+            yield from work.side_by_side(tasks, workers)
+        else:
+            for task in tasks:
+                yield task, perform(task, progress)
+    except executors.WorkersLostError as error:
+        raise InputError(
+            "the executor's processes died; make a new one and run again, which resumes"
+        ) from error
+
+
+Work = Callable[[Path, RuleBook, Progress], Result]
+"""Makes the result of one structure."""
+
+
+def _made(options: Options) -> Callable[[Model], Work]:
+    """Checks the options of a command; returns what makes its work from a model."""
+    return _designing(options) if isinstance(options, DesignOptions) else _scoring(options)
+
+
+def _designing(options: DesignOptions) -> Callable[[Model], Work]:
     from mpnn.sampling import check_sampling
 
     temperatures = files.numbers(options.temperature, float, "--temperature")
     seeds = files.numbers(options.seed, int, "--seed")
     check_sampling(options.num_seqs, temperatures, seeds, options.batch_size)
-    _check_has_folder(options.out, {"structures": options.structures, "probs": options.probs})
-    structures = files.structure_files(paths, options.out)
-    book = _rule_book(structures, rules, options)
-    model = _load(options)
+    many_files = {f"format {options.format}": options.format not in SUFFIX}
+    _check_has_folder(
+        options.out, {"structures": options.structures, "probs": options.probs, **many_files}
+    )
 
-    def work(path: Path, advance: Progress) -> Result:
-        backbone, applied = _read(path, book, options)
-        designs = model.design(
-            backbone,
-            options.num_seqs,
-            temperatures,
-            seeds,
-            options.batch_size,
-            advance,
-            options.order.value,
-            options.probs,
-            rules=applied,
-        )
-        text = render_designs(designs, options.format, model.name, VERSION)
-        what = f"{len(designs)} design{'s' * (len(designs) > 1)} by {model.name}"
-        others: dict[str, str | bytes] = {}
-        if options.probs:
-            others[f"{backbone.name}.npz"] = probabilities(designs)
-        if options.structures is not None:
-            others |= _structures(designs, path, options.structures)
-        return Result(text, what, designs.backbone.notes, others)
+    def make(model: Model) -> Work:
+        def work(path: Path, book: RuleBook, advance: Progress) -> Result:
+            backbone, applied = _read(path, book, options)
+            designs = model.design(
+                backbone,
+                options.num_seqs,
+                temperatures,
+                seeds,
+                options.batch_size,
+                advance,
+                options.order.value,
+                options.probs,
+                rules=applied,
+            )
+            what = f"{len(designs)} design{'s' * (len(designs) > 1)} by {model.name}"
+            written: dict[str, str | bytes] = {}
+            if options.probs:
+                written[f"{backbone.name}.npz"] = probabilities(designs)
+            if options.structures is not None:
+                written |= _structures(designs, path, options.structures)
+            if options.format in SUFFIX:
+                text = render_designs(designs, options.format, model.name, VERSION)
+                written[backbone.name + SUFFIX[options.format]] = text
+            else:
+                from mpnn.layouts import LAYOUTS
 
-    return run(structures, work, options.out, SUFFIX[options.format])
+                written |= LAYOUTS[options.format](designs, path, model.name)
+            return Result(written, what, designs.backbone.notes, design_records(designs))
+
+        return work
+
+    return make
 
 
-def score(paths: Sequence[str], rules: Mapping[str, Any], options: ScoreOptions) -> int:
-    """Scores sequences on every structure; returns the exit code.
-
-    Raises:
-        InputError: an option is wrong for all structures, as in `design`.
-    """
+def _scoring(options: ScoreOptions) -> Callable[[Model], Work]:
     chosen: list[Mode] = [mode for mode in get_args(Mode) if _is_on(mode, options)]
     if len(chosen) > 1:
         raise InputError(f"--{' and --'.join(chosen)} exclude each other; use one")
@@ -120,68 +364,169 @@ def score(paths: Sequence[str], rules: Mapping[str, Any], options: ScoreOptions)
     records = None if options.fasta is None else files.read_fasta(options.fasta)
     sequences = None if records is None else [sequence for _, sequence in records]
     called = [f"record {name!r} of {options.fasta}" for name, _ in records or ()]
-    structures = files.structure_files(paths, options.out)
-    book = _rule_book(structures, rules, options)
-    model = _load(options)
 
-    def work(path: Path, advance: Progress) -> Result:
-        backbone, applied = _read(path, book, options)
-        scores = model.score_many(backbone, sequences, seeds, mode, advance, called, rules=applied)
-        labels = [backbone.name] if records is None else [name for name, _ in records]
-        text = render_scores(scores, labels, options.format, model.name, VERSION)
-        first = scores.scores[0]
-        what = f"score {first.score:.4f}, perplexity {first.perplexity:.2f} by {model.name}"
-        if len(scores.scores) > 1:
-            what = f"{len(scores.scores)} scores, the first: {what}"
-        others = {f"{backbone.name}.npz": probabilities(scores)} if options.probs else {}
-        return Result(text, what, scores.backbone.notes, others)
+    def make(model: Model) -> Work:
+        def work(path: Path, book: RuleBook, advance: Progress) -> Result:
+            backbone, applied = _read(path, book, options)
+            scores = model.score_many(
+                backbone, sequences, seeds, mode, advance, called, rules=applied
+            )
+            labels = [backbone.name] if records is None else [name for name, _ in records]
+            text = render_scores(scores, labels, options.format, model.name, VERSION)
+            first = scores.scores[0]
+            what = f"score {first.score:.4f}, perplexity {first.perplexity:.2f} by {model.name}"
+            if len(scores.scores) > 1:
+                what = f"{len(scores.scores)} scores, the first: {what}"
+            written: dict[str, str | bytes] = {}
+            if options.probs:
+                written[f"{backbone.name}.npz"] = probabilities(scores)
+            written[backbone.name + SUFFIX[options.format]] = text
+            return Result(written, what, scores.backbone.notes, score_records(scores, labels))
 
-    return run(structures, work, options.out, SUFFIX[options.format])
+        return work
+
+    return make
 
 
-def run(structures: Sequence[Path], work: Work, out: str, suffix: str) -> int:
-    """Does `work` on each structure; reports a failure, and continues with the others.
+class _Report:
+    """Writes and reports outcomes as they come, and counts them."""
 
-    Args:
-        structures: their files.
-        work: an `InputError`, or running out of memory, counts as the failure of its structure.
-        out: folder for one file per structure, or "-" for standard output.
-        suffix: ending of the results.
+    def __init__(
+        self, options: Options, manifest: Manifest | None, console: Any, skipped: int
+    ) -> None:
+        self.options, self.manifest, self.console = options, manifest, console
+        self.summary = Summary(skipped=skipped)
+        if skipped:
+            console.print(f"{skipped} structures are done already, with these settings")
 
-    Returns:
-        The exit code.
-
-    Raises:
-        InputError: the folder or standard output cannot be written.
-    """
-    _check_writable(out)
-    console = files.log_console()
-    done = failed = 0
-    with files.progress_bar(console) as progress:
-        task = progress.add_task("", total=len(structures))
+    def all(
+        self,
+        outcomes: Iterator[tuple[Task, Outcome]],
+        total: int,
+        sizes: Mapping[Path, int],
+        bar: Any,
+        row: Any,
+    ) -> Summary:
+        """Everything to the end, or to Ctrl-C or SIGTERM."""
+        summary, completed = self.summary, 0
         try:
-            for number, file in enumerate(structures, start=1):
-                try:
-                    result = work(file, lambda share: progress.advance(task, share))
-                    for name, content in result.others.items():
-                        write_whole(Path(out, name), content)
-                    where = _deliver(result.text, out, name_of(file) + suffix, first=done == 0)
-                    done += 1
-                    console.print(f"{file}: {result.summary}{where}")
-                    for note in result.notes:
-                        console.print(f"  {note}")
-                except _NoOutputError:
-                    raise
-                except (InputError, MemoryError, RuntimeError) as error:
-                    console.print(f"error: {_about(file, _in_words(error))}", style="red")
-                    failed += 1
-                progress.update(task, completed=number)
-        except KeyboardInterrupt:
-            console.print(f"interrupted: {done} of {len(structures)} results are complete")
-            return INTERRUPTED
-    if failed:
-        console.print(f"{failed} of {len(structures)} files failed", style="red")
-    return (SOME_FAILED if done else FAILED) if failed else DONE
+            for task, outcome in outcomes:
+                self._one(task.path, outcome)
+                completed += sizes[task.path]
+                bar.update(row, completed=completed)
+        except KeyboardInterrupt as error:
+            outcomes.close()  # type: ignore[attr-defined]
+            there = summary.done + summary.skipped
+            self.console.print(f"interrupted: {there} of {total} results are complete")
+            is_term = isinstance(error, _TerminatedError)
+            summary.exit_code = TERMINATED if is_term else INTERRUPTED
+            return summary
+        if summary.failed:
+            self.console.print(f"{len(summary.failed)} of {total} files failed", style="red")
+            some = summary.done or summary.skipped
+            summary.exit_code = SOME_FAILED if some else FAILED
+        return summary
+
+    def _one(self, path: Path, outcome: Outcome) -> None:
+        """Delivers one outcome; what cannot be written is a failure of its structure."""
+        outputs: list[str] = []
+        error = outcome.error
+        if result := outcome.result:
+            try:
+                outputs, error = self._written(result), ""
+            except _NoOutputError:
+                raise
+            except InputError as problem:
+                result, error = None, str(problem)
+        if result is None:
+            error = error if str(path) in error else f"{path}: {error}"
+            self.console.print(f"error: {error}", style="red")
+            self.summary.failed[name_of(path)] = error
+        else:
+            self.summary.done += 1
+            where = f" -> {Path(self.options.out, outputs[-1])}" if outputs else ""
+            self.console.print(f"{path}: {result.summary}{where}")
+            for note in result.notes:
+                self.console.print(f"  {note}")
+        if self.manifest is not None:
+            status = "failed" if result is None else "done"
+            seconds, rows = round(outcome.seconds, 4), [*result.rows] if result else []
+            self.manifest.add(
+                Entry(name_of(path), digest(path), status, seconds, outputs, error, rows)
+            )
+
+    def _written(self, result: Result) -> list[str]:
+        """Writes or prints the files of one result; returns the names of those written."""
+        if self.options.out == STDOUT:
+            (text,) = result.files.values()
+            is_table = self.options.format == "csv"
+            _print(str(text), heading=self.summary.done == 0 or not is_table)
+            return []
+        for name, content in result.files.items():
+            write_whole(Path(self.options.out, name), content)
+        return [*result.files]
+
+
+def _manifest(
+    options: Options,
+    shard: Shard,
+    settings: Mapping[str, Any],
+    structures: Sequence[Path],
+) -> Manifest | nullcontext[None]:
+    """The manifest of a run over many structures, of a shard, or of a folder that has one.
+
+    One structure alone keeps none: whoever tries it with other options wants new results.
+    """
+    folder = Path(options.out)
+    many = len(structures) > 1 or options.shard is not None
+    if options.out == STDOUT or not (many or manifests(folder)):
+        return nullcontext()
+    return Manifest(folder, shard, settings, len(structures))
+
+
+def _settings(
+    options: Options, rules: Mapping[str, Any]
+) -> dict[str, str | bool | int | float | list[str]]:
+    """Whatever changes results, by name: options that were set, and digests of files they name."""
+    weights = find_weights(options.weights or default_weights())
+    found: dict[str, Any] = {
+        "command": "design" if isinstance(options, DesignOptions) else "score",
+        "version": VERSION,
+        "weights": f"{weights.stem} {digest(weights)}",
+    }
+    named = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    for name, value in {**named, **rules}.items():
+        if name in found or name in NOT_SETTINGS or value in (None, False, "", [], 0.0):
+            continue
+        paths = value if name == "published_rules" else [file_of(name, value)]
+        content = [f"{path} {digest(Path(path))}" for path in paths if path]
+        found[name] = content or (str(value) if isinstance(value, str) else value)
+    return found
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, for as long as the context lasts."""
+
+    def terminate(*_: object) -> None:
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, which tell how long a structure takes; 1 where it does not exist."""
+    try:
+        return max(1, path.stat().st_size)
+    except OSError:
+        return 1
 
 
 def _is_on(mode: str, options: ScoreOptions) -> bool:
@@ -212,19 +557,17 @@ def _structures(designs: Designs, path: Path, form: Structures) -> dict[str, str
 
 
 def _load(options: RunOptions) -> Model:
-    from mpnn.design import load
-
-    model = load(options.weights, options.engine, options.device)
+    """The model, with its notes printed."""
+    model = _loaded(options)
     for note in model.notes:
         sys.stderr.write(f"{note}\n")
     return model
 
 
-def _rule_book(
-    structures: Sequence[Path], rules: Mapping[str, Any], options: RunOptions
-) -> RuleBook:
-    published = options.published_rules or ()
-    return RuleBook(structures, rules, published, options.rules, options.fixed_labels)
+def _loaded(options: RunOptions) -> Model:
+    from mpnn.design import load
+
+    return load(options.weights, options.engine, options.device)
 
 
 def _read(path: Path, book: RuleBook, options: RunOptions) -> tuple[Backbone, Rules]:
@@ -233,11 +576,6 @@ def _read(path: Path, book: RuleBook, options: RunOptions) -> tuple[Backbone, Ru
     backbone = read_structure(path, model=model, split_breaks=options.split_breaks)
     rules, notes = book.rules(path, backbone)
     return dataclasses.replace(backbone, notes=(*backbone.notes, *notes)), rules
-
-
-def _about(file: Path, message: str) -> str:
-    """The message, with the file's name in front unless it contains it."""
-    return message if str(file) in message else f"{file}: {message}"
 
 
 def _in_words(error: Exception) -> str:
@@ -268,15 +606,10 @@ def _check_writable(out: str) -> None:
         raise InputError(f"--out {out}: you may not write to this folder; choose another")
 
 
-def _deliver(text: str, out: str, name: str, first: bool) -> str:
-    """Writes or prints one result; returns the end of its log line."""
-    if out != STDOUT:
-        path = Path(out, name)
-        write_whole(path, text)
-        return f" -> {path}"
-    is_table = name.endswith(".csv")
+def _print(text: str, heading: bool) -> None:
+    """Prints a result, without its first line if that is a table's heading printed before."""
     try:
-        sys.stdout.write(text if first or not is_table else text.split("\n", 1)[1])  # one heading
+        sys.stdout.write(text if heading else text.split("\n", 1)[1])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed the pipe
         raise
@@ -285,4 +618,3 @@ def _deliver(text: str, out: str, name: str, first: bool) -> str:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit fails, too
         raise _NoOutputError(f"standard output cannot be written ({error.strerror})") from error
-    return ""

@@ -1,4 +1,4 @@
-"""The command line: mpnn design | score | train | distill | weights | report | variants | engines.
+"""The command line: `mpnn COMMAND`, each command a function of this module.
 
 Heavy imports are inside the commands, so that help appears at once.
 """
@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 
 from mpnn.errors import InputError
 from mpnn.options import (
+    DONE,
     FAILED,
     INTERRUPTED,
     RULES_OF_SCORES,
     SOME_FAILED,
+    TERMINATED,
     DesignOptions,
     ScoreOptions,
     add_options,
@@ -27,16 +29,17 @@ from mpnn.options import (
 DESCRIPTION = "Design protein sequences for backbones, and score them: ProteinMPNN made fast."
 EPILOG = (
     "Exit code: 0 all files succeeded, 1 some files failed, 2 all failed or nothing could start, "
-    "130 Ctrl-C."
+    "130 Ctrl-C, 143 SIGTERM."
 )
 
 
 def main() -> None:
     """Entry point of `mpnn`."""
     code = run(sys.argv[1:])
-    if code == INTERRUPTED:
+    started_processes = "multiprocessing.synchronize" in sys.modules  # which exit cleans up after
+    if code in (INTERRUPTED, TERMINATED) and not started_processes:
         sys.stdout.flush()
-        os._exit(INTERRUPTED)  # threads in the middle of a batch would delay the exit
+        os._exit(code)  # threads in the middle of a batch would delay the exit
     sys.exit(code)
 
 
@@ -75,11 +78,15 @@ def _print(text: object) -> None:
 
 
 def design(**values: Any) -> int:
-    """Design sequences for structures; writes one file each, in ProteinMPNN's format."""
+    """Design sequences for structures; writes one file each, in ProteinMPNN's format.
+
+    A run over several structures keeps a manifest in its folder: run again, it does what is missing
+    or has failed, and refuses other settings. One structure alone is designed anew each time.
+    """
     from mpnn import campaign
 
     paths, options = values.pop("files"), taken(DesignOptions, values)
-    return campaign.design(paths, values, options)
+    return campaign.run(paths, values, options).exit_code
 
 
 def score(**values: Any) -> int:
@@ -87,7 +94,17 @@ def score(**values: Any) -> int:
     from mpnn import campaign
 
     paths, options = values.pop("files"), taken(ScoreOptions, values)
-    return campaign.score(paths, values, options)
+    return campaign.run(paths, values, options).exit_code
+
+
+def collect(folder: str, out: str | None, parquet: bool) -> int:
+    """Put the shards of a run together: one table of all designs, best score first."""
+    from mpnn.collect import write_tables
+
+    collected = write_tables(Path(folder), out, parquet)
+    for line in collected.report():
+        _print(line)
+    return SOME_FAILED if collected.failed or collected.missing else DONE
 
 
 def train(config: str, changes: Sequence[str]) -> None:
@@ -137,11 +154,24 @@ def engines() -> None:
 
 
 def list_weights() -> None:
-    """List the names that --weights takes, and where each file is."""
+    """List the names that --weights takes in groups, and where each file is."""
     from mpnn.weights import locations
 
-    for name, where in locations().items():
-        _print(f"{name:24}{where}")
+    for group, names in locations().items():
+        _print(f"{group}:")
+        for name, where in names.items():
+            _print(f"  {name:22}{where}")
+
+
+def show_weights(names: Sequence[str]) -> None:
+    """Print license, source and blob id of weights, where they are, and what they are."""
+    from rich.pretty import pretty_repr
+
+    from mpnn.weights import describe
+
+    for name in names:
+        for key, value in describe(name).items():
+            _print(f"{key:14}{value if isinstance(value, str) else pretty_repr(value)}")
 
 
 def fetch_weights(names: Sequence[str]) -> None:
@@ -211,6 +241,10 @@ def parser() -> argparse.ArgumentParser:
         )
         add_rules(its.add_argument_group("rules"), rules)
         add_options(its, options)
+    its = _add(commands, collect)
+    its.add_argument("folder", metavar="DIR", help="The --out folder of the run.")
+    its.add_argument("--out", metavar="FILE", help="The table; DIR/designs.csv by default.")
+    its.add_argument("--parquet", action="store_true", help="Write FILE with .parquet as well.")
     _add_training(commands)
     its = _add(commands, report)
     its.add_argument("runs", nargs="?", default="baselines", help="Folder of the stored runs.")
@@ -252,5 +286,6 @@ def _add_weights(commands: Any) -> None:
     its = commands.add_parser("weights", help=text, description=text)
     its = its.add_subparsers(metavar="COMMAND", required=True)
     _add(its, list_weights, "list")
+    _add(its, show_weights, "info").add_argument("names", nargs="+", metavar="NAME|PATH")
     _add(its, fetch_weights, "fetch").add_argument("names", nargs="+", metavar="NAME")
     _add(its, verify_weights, "verify").add_argument("names", nargs="+", metavar="NAME|PATH")

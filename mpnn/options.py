@@ -17,8 +17,9 @@ from mpnn.rules import FLAG, JSON, NUMBER, TEXT_OR_JSON, Rules
 STDOUT = "-"
 """Stands for standard output in place of a folder."""
 
-DONE, SOME_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: all files succeeded; some failed; all failed or nothing could start; Ctrl-C."""
+DONE, SOME_FAILED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+"""Exit codes: all files succeeded; some failed; all failed or nothing could start; Ctrl-C; SIGTERM.
+"""
 
 RULES_OF_SCORES = ("chains", "fixed", "redesigned")
 """Rules that matter where sequences are scored, not sampled."""
@@ -30,6 +31,18 @@ class Format(StrEnum):
     fasta = "fasta"
     json = "json"
     csv = "csv"
+
+
+class DesignFormat(StrEnum):
+    """The same, and the layouts of other pipelines (`mpnn.layouts`)."""
+
+    fasta = "fasta"
+    json = "json"
+    csv = "csv"
+    jsonl = "jsonl"
+    ligandmpnn = "ligandmpnn"
+    proteindj = "proteindj"
+    foundry = "foundry"
 
 
 class Order(StrEnum):
@@ -94,6 +107,26 @@ class RunOptions:
     split_breaks: Annotated[
         bool, Option("Start a new chain where consecutive residues are not bonded.")
     ] = False
+    workers: Annotated[
+        int | None,
+        Option(
+            "Structures side by side, a process with one thread for each; all cores by default "
+            "where there are many structures, otherwise the threads of one process.",
+            metavar="N",
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        Option(
+            "Part I of N of the structures, by their names' order. Shards may share a folder; "
+            "`mpnn collect` puts them together.",
+            metavar="I/N",
+        ),
+    ] = None
+    dask: Annotated[
+        str | None,
+        Option("Work on a Dask cluster: its scheduler, or scheduler file.", metavar="ADDRESS"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +152,13 @@ class DesignOptions(RunOptions):
     out: Annotated[str, Option('Folder for one file per structure; "-" prints.', metavar="DIR")] = (
         "seqs"
     )
-    format: Annotated[Format, Option("Format of the files: .fa, .json or .csv.")] = Format.fasta
+    format: Annotated[
+        DesignFormat,
+        Option(
+            "Format of the files: fasta, json, csv, jsonl (a line per design), or the files that "
+            "other pipelines read: ligandmpnn (ProtFlow, OVO), proteindj, foundry."
+        ),
+    ] = DesignFormat.fasta
     structures: Annotated[
         Structures | None,
         Option(

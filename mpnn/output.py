@@ -14,8 +14,8 @@ from mpnn.config import ALPHABET
 from mpnn.errors import InputError
 from mpnn.results import Design, Designs, Score, Scores, rounded
 
-SUFFIX = {"fasta": ".fa", "json": ".json", "csv": ".csv"}
-"""Formats and the endings of their files."""
+SUFFIX = {"fasta": ".fa", "json": ".json", "csv": ".csv", "jsonl": ".jsonl"}
+"""Formats of one file for each structure, and its ending."""
 
 DESIGN_COLUMNS = (
     "name", "seed", "temperature", "sample", "score", "global_score", "seq_recovery", "sequence",
@@ -32,8 +32,9 @@ def render_designs(designs: Designs, form: str, model_name: str, version: str) -
 
     Args:
         designs: what `Model.design` returned.
-        form: a key of `SUFFIX`. In CSV, residue_scores are −log p separated by spaces, one for each
-            character of the sequence, nan where masked and "/" between chains.
+        form: a key of `SUFFIX`. JSON lines are of one design each. In CSV, residue_scores are
+            −log p separated by spaces, one for each character of the sequence, nan where masked
+            and "/" between chains.
         model_name: what the weights are called.
         version: of this program; stands under git_hash in FASTA headers.
     """
@@ -41,7 +42,43 @@ def render_designs(designs: Designs, form: str, model_name: str, version: str) -
         return design_fasta(designs, model_name, version)
     if form == "json":
         return _json({"model_name": model_name, "version": version, **designs.to_dict()})
+    if form == "jsonl":
+        about = {"name": designs.backbone.name, "model_name": model_name}
+        return "".join(_json(about | row) for row in design_records(designs))
     return _csv(DESIGN_COLUMNS, _design_rows(designs))
+
+
+def design_records(designs: Designs) -> list[dict[str, Any]]:
+    """A record for each design: what it was keyed by, its scores and its sequence."""
+    return [
+        {
+            "seed": design.seed,
+            "temperature": design.temperature,
+            "sample": design.sample,
+            "score": rounded(design.score),
+            "global_score": rounded(design.global_score),
+            "seq_recovery": rounded(design.recovery),
+            "confidence": rounded(design.confidence),
+            "sequence": designs.printed(design.sequence),
+        }
+        for design in designs
+    ]
+
+
+def score_records(scores: Scores, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """A record for each score; labels are of the sequences."""
+    names = [*labels] * (len(scores.scores) // len(labels))
+    return [
+        {
+            "record": name,
+            "seed": score.seed,
+            "score": rounded(score.score),
+            "global_score": rounded(score.global_score),
+            "perplexity": rounded(score.perplexity),
+            "sequence": scores.printed(score.sequence),
+        }
+        for name, score in zip(names, scores.scores, strict=True)
+    ]
 
 
 def _design_rows(designs: Designs) -> Iterator[list[object]]:

@@ -80,12 +80,29 @@ def read_sites(chain: gemmi.Chain, name: str, where: str) -> list[Site]:
         groups.setdefault((number, code), []).append((place, residue, in_polymer))
     placed = []
     for (number, code), group in groups.items():
+        if len(group) == 1 and (atoms := _plain_atoms(group[0][1])) is not None:
+            place, residue, in_polymer = group[0]
+            site = Site(number, code, residue.name, atoms, in_polymer=in_polymer)
+            placed.append((place, 0, site))
+            continue
         copies = _copies(group, f"{where}: chain {name}, residue {number}{code}")
         for index, copy in enumerate(copies):
             placed.append((copy.place, index, _choose(number, code, copy)))
     if len(placed) > len(groups):
         placed.sort(key=lambda entry: entry[:2])
     return [site for _, _, site in placed]
+
+
+def _plain_atoms(residue: gemmi.Residue) -> dict[str, list[float]] | None:
+    """Backbone atoms of a residue that leaves no choice, as nearly all do; None for others."""
+    atoms: dict[str, list[float]] = {}
+    for atom in residue:
+        name = atom.name
+        if name in _WANTED:
+            if name in atoms or atom.altloc != NO_LABEL or name not in ATOMS:
+                return None
+            atoms[name] = atom.pos.tolist()
+    return atoms if "O" in atoms else None
 
 
 def _amino_acids(chain: gemmi.Chain) -> list[tuple[gemmi.Residue, bool]]:
@@ -172,17 +189,18 @@ def _copies(group: Sequence[tuple[int, gemmi.Residue, bool]], where: str) -> lis
 
 def _parts(residue: gemmi.Residue) -> list[_Part]:
     """A residue's backbone atoms; the second atom of a name and label goes into a second part."""
-    parts: list[_Part] = [{}]
+    first: _Part = {}
+    parts = [first]
     for atom in residue:
         name = atom.name
         if name in _WANTED:
             key = (name, atom.altloc)
-            if key in parts[0]:
+            if key in first:
                 if all(key in part for part in parts):
                     parts.append({})
                 part = next(part for part in parts if key not in part)
             else:
-                part = parts[0]
+                part = first
             part[key] = (atom.occ, atom.pos.tolist())
     return parts
 

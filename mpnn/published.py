@@ -45,13 +45,13 @@ class Published:
     by_structure: Mapping[str, Any]
     everywhere: Fields
 
-    def fields(self, entry: Any, backbone: Backbone) -> tuple[Fields, list[str]]:
+    @property
+    def translate(self) -> Callable[[Any, Backbone], tuple[Fields, list[str]]]:
         """Translates one structure's entry into fields of `Rules`, and notes.
 
-        Raises:
-            InputError: the entry names a chain or position that the structure does not have.
+        It raises InputError where the entry names a chain or position that the structure lacks.
         """
-        return _TRANSLATORS[self.form](entry, backbone)
+        return _TRANSLATORS[self.form]
 
 
 def recognize(content: Mapping[str, Any]) -> Published:

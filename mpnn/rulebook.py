@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,16 @@ class RuleBook:
         if not self._parts and not self._special:
             Rules(**self._common)  # reports a mistake once, not for every structure
 
+    def only(self, path: Path) -> RuleBook:
+        """The rules of one structure alone: small enough to send to another process."""
+        book = copy.copy(self)
+        book._special = {path: self._special[path]} if path in self._special else {}
+        book._parts = [
+            replace(part, entries={path: part.entries[path]} if path in part.entries else {})
+            for part in self._parts
+        ]
+        return book
+
     def rules(self, path: Path, backbone: Backbone) -> tuple[Rules, list[str]]:
         """Returns the rules of one structure, and notes about them.
 
@@ -117,16 +129,16 @@ class RuleBook:
         kind = RULES[name].metadata["kind"]
         if value is None or value is False or value in ("", RULES[name].default):
             return
-        if kind == TEXT_OR_JSON and value.endswith((".json", ".jsonl")):
+        if kind == TEXT_OR_JSON and file_of(name, value):
             entries = _assigned(read_json(value), files, value)
-            self._parts.append(_Part(value, entries, _residues_as(name)))
+            self._parts.append(_Part(value, entries, partial(_residues_as, name)))
         elif kind == JSON:
             content = read_json(value)
             if not _is_by_structure(name, content):
                 self._common[name] = content
             else:
                 entries = _assigned(content, files, value)
-                self._parts.append(_Part(value, entries, lambda entry, _: ({name: entry}, [])))
+                self._parts.append(_Part(value, entries, partial(_as_field, name)))
         else:
             self._common[name] = value
 
@@ -138,28 +150,40 @@ class RuleBook:
             raise InputError(message if source in message else f"{source}: {message}") from error
         if found.everywhere:
             entries: Mapping[Path, Any] = dict.fromkeys(files)
-            part = _Part(source, entries, lambda _entry, _backbone: (found.everywhere, []))
+            part = _Part(source, entries, partial(_everywhere, found.everywhere))
         else:
-            part = _Part(source, _assigned(found.by_structure, files, source), found.fields)
+            part = _Part(source, _assigned(found.by_structure, files, source), found.translate)
         self._parts.append(part)
+
+
+def file_of(name: str, value: object) -> str:
+    """The file that the value of an option or rule names; "" where it names none."""
+    if name in ("rules", "fasta"):
+        return str(value)
+    kind = RULES[name].metadata["kind"] if name in RULES else ""
+    names_json = isinstance(value, str) and value.endswith((".json", ".jsonl"))
+    is_file = isinstance(value, str) and (kind == JSON or (kind == TEXT_OR_JSON and names_json))
+    return str(value) if is_file else ""
 
 
 def _joined(fields: Fields, fixed: str) -> str:
     return f"{fields['fixed']},{fixed}" if fields.get("fixed") else fixed
 
 
-def _residues_as(name: str) -> Translate:
+def _residues_as(name: str, entry: Any, backbone: Backbone) -> tuple[Fields, list[str]]:
     """Translates LigandMPNN's "A12 A13" or ["A12", "A13"] into the field `name`."""
+    words = entry.split() if isinstance(entry, str) else entry
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InputError(f'{backbone.name} has {entry!r}; write residues such as "A12 A13 B2-5"')
+    return ({name: ",".join(words)} if words else {}), []
 
-    def translate(entry: Any, backbone: Backbone) -> tuple[Fields, list[str]]:
-        words = entry.split() if isinstance(entry, str) else entry
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise InputError(
-                f'{backbone.name} has {entry!r}; write residues such as "A12 A13 B2-5"'
-            )
-        return ({name: ",".join(words)} if words else {}), []
 
-    return translate
+def _as_field(name: str, entry: Any, _: Backbone) -> tuple[Fields, list[str]]:
+    return {name: entry}, []
+
+
+def _everywhere(fields: Fields, _entry: Any, _backbone: Backbone) -> tuple[Fields, list[str]]:
+    return fields, []
 
 
 def _is_by_structure(name: str, content: Mapping[str, Any]) -> bool:

@@ -203,13 +203,45 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
-def locations() -> dict[str, str]:
-    """Every name that `find_weights` takes, and in words where its file is."""
-    where = dict.fromkeys(shipped(), "shipped")
+def locations() -> dict[str, dict[str, str]]:
+    """Every name that `find_weights` takes, in groups, and in words where its file is."""
+    groups = {"shipped with this package": dict.fromkeys(shipped(), "here")}
     for name, published in PUBLISHED.items():
+        repository = published.repository
+        group = groups.setdefault(f"{repository.name} ({repository.license})", {})
         local = _local(name) or cache_folder() / f"{name}.pt"
-        where[name] = str(local) if local.is_file() else f"to be fetched: {published.path}"
-    return where
+        group[name] = str(local) if local.is_file() else "to be fetched"
+    return groups
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What is known about weights: source and license of a published name, and the card.
+
+    Args:
+        name: as in `find_weights`; a published file is not fetched.
+
+    Raises:
+        InputError: there are no such weights, or they cannot be used.
+    """
+    found: dict[str, Any] = {}
+    if name in PUBLISHED and not Path(name).is_file():
+        published = PUBLISHED[name]
+        repository = published.repository
+        local = _local(name) or cached(name)
+        found = {
+            "name": name,
+            "about": repository.about,
+            "license": repository.license,
+            "source": f"https://github.com/{repository.name}",
+            "path": published.path,
+            "published_id": published.blob_id,
+            "file": str(local or f"to be fetched: `mpnn weights fetch {name}`"),
+        }
+        if local is None:
+            return found
+    path = find_weights(name)
+    _, config, card = load_arrays(path)
+    return {**found, "file": str(path), "network": str(config), **card, "name": name}
 
 
 def default_weights() -> str:
@@ -228,10 +260,16 @@ def default_weights() -> str:
 
 
 def _local(name: str) -> Path | None:
-    """A published name's file in the folder `MPNN_WEIGHTS`, taken as it is."""
+    """A published name's file in the folder `MPNN_WEIGHTS`, taken as it is.
+
+    It may bear the name itself or that of the repository's file.
+    """
     folder = os.environ.get("MPNN_WEIGHTS")
-    path = Path(folder or "", f"{name}.pt")
-    return path if folder and path.is_file() else None
+    if not folder:
+        return None
+    other = PUBLISHED[name].file_name
+    names = [f"{name}.pt", *([other] if other.removesuffix(".pt") not in PUBLISHED else [])]
+    return next((path for path in (Path(folder, n) for n in names) if path.is_file()), None)
 
 
 def _existing(path: str | Path) -> Path:

@@ -3,10 +3,12 @@
 import json
 
 from mpnn.studies.tables import (
+    CAMPAIGN,
     DISTILLATION,
     OTHERS,
     RECOVERY,
     SCALING,
+    campaign_markdown,
     distillation_markdown,
     recovery_markdown,
     scaling_markdown,
@@ -116,3 +118,16 @@ def test_scaling_has_a_row_for_each_length_and_number_of_sequences(tmp_path):
     table = scaling_markdown(tmp_path)
     assert "| 106 | 8 | 4.0 G |" in table
     assert "| 40% | 0.50 GB |" in table
+
+
+def test_a_million_backbones_are_computed_from_one(tmp_path):
+    """The work is shared by all cores; a single coordinator is not, and its limit is named."""
+    study = {"commit": "0123456789", "length": 106, "samples": 8, "worker_seconds": 0.05,
+             "coordinator_seconds": 0.001, "dask_seconds": 0.01, "manifest_bytes": 2000}  # fmt: skip
+    (tmp_path / CAMPAIGN).write_text(json.dumps(study))
+    text = campaign_markdown(tmp_path)
+    assert "| the work, shared by all cores | 50 ms | 50 s |" in text
+    assert "send, receive, write | 1 ms | 17 min |" in text
+    assert "keeps about 50 cores busy" in text
+    assert "manifests of 2.0 GB" in text
+    assert campaign_markdown(tmp_path / "none") == ""

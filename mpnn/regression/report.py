@@ -16,6 +16,7 @@ from mpnn.regression.tables import bracket, markdown, seconds, times
 from mpnn.regression.verdict import RECOVERY_MARGIN
 from mpnn.regression.workloads import WORKLOADS, device_of
 from mpnn.studies.tables import (
+    campaign_markdown,
     distillation_markdown,
     gate_markdown,
     recovery_markdown,
@@ -252,6 +253,8 @@ def results_markdown(root: Path) -> str:
     for run in baselines.latest_runs(root):
         parts = [bounds_markdown(run), parts_markdown(run), scaling_markdown(run.path.parent)]
         sections += _section(f"The exact engine on {run.hardware}", *parts)
+        campaigns = campaign_markdown(run.path.parent)
+        sections += _section(f"Many backbones on {run.hardware}", campaigns)
     sections += _section("Recovery", recovery_markdown(root))
     sections += _section("Distillation", distillation_markdown(root))
     sections += _section("The gate's error rates", gate_markdown(root))

@@ -20,6 +20,7 @@ from statistics import fmean
 
 import torch
 
+from mpnn import download
 from mpnn.atomic import write_whole
 from mpnn.backbone import Backbone
 from mpnn.errors import InputError, UnreachableError
@@ -57,12 +58,20 @@ class Row:
 
 
 REFERENCE = Row("v_48_020")
+FIRST = ("v_48_020", "v_48_002", "v_48_010", "v_48_030", "soluble_v_48_020")
+OF_PROTEIN_MPNN = [
+    name for name, file in download.PUBLISHED.items() if file.repository is download.PROTEIN_MPNN
+]
 PUBLISHED = [
-    REFERENCE,
-    *(Row(name) for name in ("v_48_002", "v_48_010", "v_48_030", "soluble_v_48_020")),
+    *map(Row, FIRST),
     *(replace(REFERENCE, k=k, against=REFERENCE.id) for k in (30, 16, 12)),
     replace(REFERENCE, order="coloured", against=REFERENCE.id),
     *(replace(REFERENCE, temperature=t, against=REFERENCE.id) for t in (0.2, 0.5, 1.0)),
+    *(
+        Row(name, against=None if name in OF_PROTEIN_MPNN else REFERENCE.id)
+        for name in download.PUBLISHED
+        if name not in FIRST
+    ),
 ]
 
 COUNTERPARTS = dict.fromkeys(

@@ -206,6 +206,49 @@ def _scaling_cells(point: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+CAMPAIGN = "campaign.json"
+BACKBONES, CORES = 10**6, 1000
+
+
+def campaign_markdown(folder: Path) -> str:
+    """What a million backbones on a thousand cores would take; '' without a study.
+
+    Args:
+        folder: of one machine.
+    """
+    study = stored_study(folder / CAMPAIGN)
+    if not study:
+        return ""
+    work = BACKBONES * study["worker_seconds"] / CORES
+    one, many = (BACKBONES * study[f"{name}_seconds"] for name in ("coordinator", "dask"))
+    cores = study["worker_seconds"] / study["coordinator_seconds"]
+    caption = (
+        f"A run of {BACKBONES:,} backbones of {study['length']} residues, {study['samples']} "
+        f"sequences each, on {CORES:,} cores, computed from what one structure costs "
+        f"(commit {study['commit'][:8]})."
+    )
+    rows = [
+        ("the work, shared by all cores", seconds(study["worker_seconds"]), _duration(work)),
+        ("one coordinator (`executor=`): list, send, receive, write",
+         seconds(study["coordinator_seconds"]), _duration(one)),
+        ("the same with Dask's scheduler in its process",
+         seconds(study["dask_seconds"]), _duration(many)),
+        (f"each of {CORES:,} shards as its own coordinator",
+         seconds(study["coordinator_seconds"]), _duration(one / CORES)),
+    ]  # fmt: skip
+    breaks = (
+        f"What breaks first is a single coordinator: it keeps about {cores:.0f} cores busy; beyond "
+        f"that take shards. Then the folder: {BACKBONES:,} files and manifests of "
+        f"{BACKBONES * study['manifest_bytes'] / GIGA:.1f} GB in all."
+    )
+    table = markdown(("part", "per structure", "in all"), rows)
+    return f"{caption}\n\n{table}\n\n{breaks}"
+
+
+def _duration(value: float) -> str:
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
 GATE = "gate-study.json"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import torch
 import torchgen
 import yaml
+from synthetic_files import with_gaps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -65,8 +67,12 @@ class Recorder(TorchDispatchMode):
 
 @functools.cache
 def operators_with_an_mps_kernel() -> frozenset[str]:
-    """Names of the operators that run on MPS, from the table inside torch."""
-    table = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    """Names of the operators that run on MPS, from the table inside torch.
+
+    `MPNN_TORCHGEN` names the `torchgen` of another wheel, such as the one for macOS.
+    """
+    folder = os.environ.get("MPNN_TORCHGEN", str(Path(torchgen.__file__).parent))
+    table = Path(folder, "packaged/ATen/native/native_functions.yaml")
     entries = {e["func"].split("(")[0]: e for e in yaml.safe_load(table.read_text())}
 
     def keys(entry: dict[str, Any]) -> set[str]:
@@ -133,6 +139,25 @@ def test_scoring_reads_nothing_from_the_device() -> None:
     with recorder:
         decoder.teacher_forced()
     assert not recorder.double
+    assert recorder.operators - operators_with_an_mps_kernel() == set()
+
+
+@pytest.mark.parametrize("engine", ["reference", "staged", "half", "bfloat16", "mixed"])
+def test_every_operator_of_an_engine_has_an_mps_kernel(engine: str) -> None:
+    """Scoring and sampling, with a tie, a gap and fixed residues, call nothing that MPS lacks."""
+    backbone = with_gaps(synthetic_backbone(30), 3, 4)
+    flat = Flat.from_backbones([backbone, synthetic_backbone(20, seed=1)])
+    constraints = [Constraints.free(flat.mask[rows]) for rows in flat.slices]
+    constraints[0].designed[::4] = False
+    constraints[0].tie_group[9] = 1
+    job = make_job(flat.S, constraints, [Key(0, n, 0.1) for n in range(2)])
+    made = load_engine(formula_weights(CONFIG), engine)
+    recorder = Recorder()
+    with recorder:
+        encoding = made.encode(flat)
+        made.sample(encoding, job)
+        made.log_probs(encoding, np.tile(job.S, (2, 1)), job.rank)
+    assert len(recorder.operators) > 10
     assert recorder.operators - operators_with_an_mps_kernel() == set()
 
 

@@ -137,6 +137,14 @@ def report(runs: str, out: str, readme: str | None, results: str | None) -> None
     _print(out)
 
 
+def mac_report(bundle: str, runs: str) -> None:
+    """Read the file that `tox -e mac` made on a Mac: print its tables, store its run."""
+    from mpnn.studies.mac_report import report
+
+    for line in report(Path(bundle), Path(runs)):
+        _print(line)
+
+
 def variants() -> None:
     """List the variants that claims are about: architecture, engine, batch, device."""
     from mpnn.variants import VARIANTS
@@ -251,6 +259,9 @@ def parser() -> argparse.ArgumentParser:
     its.add_argument("--out", default="report.html", help="The page to write.")
     its.add_argument("--readme", metavar="FILE", help="A README whose ten rows to renew as well.")
     its.add_argument("--results", metavar="FILE", help="A Markdown file for every table.")
+    its = _add(commands, mac_report, "mac-report")
+    its.add_argument("bundle", metavar="BUNDLE", help="The zip file.")
+    its.add_argument("--runs", default="baselines", help="Folder of the stored runs.")
     _add(commands, variants)
     _add(commands, engines)
     _add_weights(commands)

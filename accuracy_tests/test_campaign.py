@@ -98,6 +98,31 @@ def test_any_split_gives_the_same_bytes(many: Path, made: str) -> None:
         assert results(many / folder) == expected
 
 
+def test_weights_load_once_in_each_process(
+    many: Path, made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker makes its engine for the first structure, and again only for another job."""
+    loaded: list[str | None] = []
+
+    def load(options: Any) -> Any:
+        loaded.append(options.temperature)
+        return original(options)
+
+    original = campaign._loaded
+    monkeypatch.setattr(campaign, "_loaded", load)
+    kept: list[Any] = []
+    perform = campaign.perform
+    monkeypatch.setattr(campaign, "perform", lambda task, *_: kept.append(task) or perform(task))
+    for temperature in ("0.1", "0.2"):
+        design(made, "--temperature", temperature, "--workers", 1, out=f"out{temperature}")
+    assert loaded == ["0.1", "0.2"]
+    monkeypatch.setattr(campaign, "_READY", [None])  # as in a new process
+    for task in kept:
+        perform(task)
+    assert loaded == ["0.1", "0.2"] * 2
+    assert many
+
+
 def test_shards_are_a_stable_partition(many: Path) -> None:
     """Every structure is in one shard, whichever way the files were named."""
     files = sorted((many / "in").iterdir())

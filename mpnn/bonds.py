@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import gemmi
@@ -257,7 +257,7 @@ def with_insertion_codes(polymer: Polymer, where: str) -> Polymer:
                     " give each chain a name of its own, or split chains at their breaks "
                     "(--split-breaks, split_breaks=True)"
                 )
-            site = replace(site, code=code)
+            site = site._replace(code=code)
             used.add((site.number, code))
             new.append(f"{address(polymer.name, site)} {site.name}")
         seen.add((site.number, site.code))

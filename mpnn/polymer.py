@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import gemmi
 
@@ -41,8 +42,7 @@ NO_LABEL = "\0"
 _WANTED = frozenset((*ATOMS, *TERMINAL_OXYGEN))
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """One residue of a chain, its conformation chosen.
 
     Attributes:
@@ -74,7 +74,8 @@ def read_sites(chain: gemmi.Chain, name: str, where: str) -> list[Site]:
     """
     groups: dict[tuple[int, str], list[tuple[int, gemmi.Residue, bool]]] = {}
     for place, (residue, in_polymer) in enumerate(_amino_acids(chain)):
-        number, code = residue.seqid.num, residue.seqid.icode.strip()
+        seqid = residue.seqid
+        number, code = seqid.num, seqid.icode.strip()
         if number is None:
             raise InputError(f"{where}: chain {name}, {residue.name}: a residue needs a number")
         groups.setdefault((number, code), []).append((place, residue, in_polymer))

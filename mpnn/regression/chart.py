@@ -96,8 +96,8 @@ def measured_points(entries: Sequence[Entry], baseline: float | None) -> list[di
 
 
 def _without_overlap(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leaves labels out that would cover another one; the tooltip still names the claim."""
-    placed: list[tuple[float, float, float]] = []
+    """Leaves labels out that would cover a mark or another label; the tooltip still names the claim."""
+    placed = [(math.log(p["times"]), p["recovery"], math.log(p["times"])) for p in points]
     for point in sorted(points, key=lambda p: len(p["label"])):
         x, y = math.log(point["times"]), point["recovery"]
         end = x + LETTER * (len(point["label"]) + 3)
@@ -160,7 +160,11 @@ def speed_against_recovery(points: Sequence[Mapping[str, Any]], domain: list[flo
         ],
         "mark": {"type": "point", "filled": True, "size": 95, "strokeWidth": 1},
         "encoding": {
-            "shape": {"field": "kind", "scale": kinds, "legend": {"title": "accuracy"}},
+            "shape": {
+                "field": "kind",
+                "scale": kinds,
+                "legend": {"title": "accuracy", "symbolFillColor": "currentColor"},
+            },
             "opacity": dim,
             "tooltip": _tooltip(
                 "claim", "what", "job", "speed-up", "accuracy", "device", "verdict"
@@ -176,7 +180,7 @@ def speed_against_recovery(points: Sequence[Mapping[str, Any]], domain: list[flo
         "height": 340,
         "data": {"values": list(points)},
         "encoding": {
-            "x": _speed("times", domain, title="speed-up over the reference of the same job (log)"),
+            "x": _speed("times", domain, title="speed-up over the reference (log)"),
             "y": y,
             "color": {**color, "legend": {"title": "job (click to single out)"}},
         },
@@ -187,17 +191,27 @@ def speed_against_recovery(points: Sequence[Mapping[str, Any]], domain: list[flo
 def published_strip(points: Sequence[Mapping[str, Any]], domain: list[float]) -> Spec:
     """Published speed-ups on the same axis, a line for each unit that they were measured on."""
     fields = ("claim", "what", "speed-up", "speed", "recovery", "device", "here")
-    axis = {"minExtent": EXTENT, "maxExtent": EXTENT, "grid": True, "ticks": False, "domain": False}
-    axis |= {"labelAlign": "left", "labelPadding": -4, "labelBaseline": "bottom", "labelOffset": -3}
+    axis: Spec = {
+        "minExtent": EXTENT,
+        "maxExtent": EXTENT,
+        "grid": True,
+        "ticks": False,
+        "domain": False,
+    }
+    inside: Spec = {
+        "labelAlign": "left",
+        "labelPadding": -4,
+        "labelBaseline": "bottom",
+        "labelOffset": -3,
+    }
     return {
         "width": "container",
-        "height": {"step": 34},
-        "autosize": {"type": "fit-x", "contains": "padding"},
+        "height": 34 * len({p["unit"] for p in points}),
         "data": {"values": list(points)},
-        "mark": {"type": "point", "shape": "diamond", "size": 95, "strokeWidth": 1.8},
+        "mark": {"type": "point", "shape": "diamond", "size": 95, "strokeWidth": 1.8, "opacity": 1},
         "encoding": {
-            "x": _speed("times", domain, title="published speed-up on the device named (log)"),
-            "y": {"field": "unit", "title": None, "axis": axis},
+            "x": _speed("times", domain, title="published speed-up (log)"),
+            "y": {"field": "unit", "title": " ", "axis": axis | inside},
             "color": {"value": COLORS[3]},
             "tooltip": _tooltip(*fields),
         },
@@ -206,7 +220,12 @@ def published_strip(points: Sequence[Mapping[str, Any]], domain: list[float]) ->
 
 def history() -> Spec:
     """Speed-up of one claim over its recordings with intervals; the page adds the data."""
-    x = {"field": "recording", "sort": None, "title": None, "axis": {"labelAngle": 0}}
+    x = {
+        "field": "recording",
+        "sort": None,
+        "title": None,
+        "axis": {"labelAngle": 0, "labelOverlap": True},
+    }
     y = {"type": "quantitative", "scale": {"type": "log", "nice": False, "padding": 12}}
     title = {"title": "speed-up (log)", "axis": {"format": "~g", "tickCount": 5}}
     interval = {"y": {**y, **title, "field": "low"}, "y2": {"field": "high"}}

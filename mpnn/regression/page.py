@@ -99,7 +99,7 @@ def write_html(root: Path, path: Path) -> None:
             "history": history(),
             **{key: spec for machine in machines for key, spec in machine.charts.items()},
         },
-        library=Markup(javascript_bundle()),
+        library=Markup(javascript_bundle("window.vegaEmbed = vegaEmbed;")),
         style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
         script=Markup((ASSETS / "report.js").read_text(encoding="utf-8")),
     )

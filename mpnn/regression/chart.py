@@ -14,6 +14,7 @@ from mpnn.regression.tables import bracket, times
 Spec = dict[str, Any]
 
 SAME, OTHER, REFERENCE = "same sequences", "another network", "reference"
+EVERY = "every job"
 LETTER, LINE = 0.028, 0.7
 """Size of a letter of a label, in ln(speed-up) and points of recovery, where the page is wide."""
 
@@ -90,13 +91,13 @@ def measured_points(entries: Sequence[Entry], baseline: float | None) -> list[di
             "claim": "baseline", "what": "the published network as published", "times": 1.0,
             "low": 1.0, "high": 1.0, "recovery": baseline, "speed-up": "1×",
             "recovery_low": baseline, "recovery_high": baseline, "accuracy": "–",
-            "kind": REFERENCE, "job": "every job", "label": "baseline", "device": "–",
+            "kind": REFERENCE, "job": EVERY, "label": "baseline", "device": "–",
         })  # fmt: skip
     return _without_overlap(points)
 
 
 def _without_overlap(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leaves labels out that would cover a mark or another label; the tooltip still names the claim."""
+    """Leaves out labels that would cover a mark or another label."""
     placed = [(math.log(p["times"]), p["recovery"], math.log(p["times"])) for p in points]
     for point in sorted(points, key=lambda p: len(p["label"])):
         x, y = math.log(point["times"]), point["recovery"]
@@ -143,7 +144,8 @@ def speed_against_recovery(points: Sequence[Mapping[str, Any]], domain: list[flo
     y_scale = {"domain": [min(lows) - 0.5, max(highs) + 0.5], "nice": False}
     y = {"field": "recovery", "type": "quantitative", "scale": y_scale}
     jobs = list(dict.fromkeys(p["job"] for p in points))
-    color = {"field": "job", "scale": {"domain": jobs, "range": [*COLORS[: len(jobs) - 1], "gray"]}}
+    colors = ["gray" if job == EVERY else COLORS[i % len(COLORS)] for i, job in enumerate(jobs)]
+    color = {"field": "job", "scale": {"domain": jobs, "range": colors}}
     kinds = {"domain": [SAME, OTHER, REFERENCE], "range": ["circle", "square", "cross"]}
     dim = {"condition": {"param": "job", "value": 0.9}, "value": 0.12}
     intervals = [

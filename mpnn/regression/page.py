@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,9 @@ def write_html(root: Path, path: Path) -> None:
     machines = [Machine(runs, counted, baseline) for runs in histories]
     machines.sort(key=lambda machine: machine.counts[Status.NOT_MEASURED])
     studies = {
-        "Recovery": recovery_markdown(root),
-        "Distillation": distillation_markdown(root),
-        "The gate's error rates": gate_markdown(root),
+        "Recovery": studied(recovery_markdown, root),
+        "Distillation": studied(distillation_markdown, root),
+        "The gate's error rates": studied(gate_markdown, root),
         "Retired": retired_markdown(root),
     }
     environment = Environment(
@@ -99,11 +100,33 @@ def write_html(root: Path, path: Path) -> None:
             "history": history(),
             **{key: spec for machine in machines for key, spec in machine.charts.items()},
         },
-        library=Markup(javascript_bundle("window.vegaEmbed = vegaEmbed;")),
+        library=library(),
         style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
         script=Markup((ASSETS / "report.js").read_text(encoding="utf-8")),
     )
     write_whole(path, text)
+
+
+@cache
+def library() -> Markup:
+    """Vega-Lite and all that it needs, as one script."""
+    return Markup(javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def studied(table: Callable[[Path], str], folder: Path) -> str:
+    """The table of a study stored in a folder; '' if it was never run.
+
+    Raises:
+        InputError: what is stored is not of this study's form.
+    """
+    try:
+        return table(folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = table.__name__.removesuffix("_markdown")
+        raise InputError(
+            f"the {what} study in {folder} is not one that this version can read ({error!r}); "
+            f"restore it from version control or measure it anew"
+        ) from error
 
 
 def html(text: str) -> Markup:
@@ -278,7 +301,7 @@ class Machine:
         for title, text in (
             ("The exact engine and its bound", bounds_markdown(run)),
             ("Where its time goes", parts_markdown(run)),
-            ("Scaling", scaling_markdown(run.path.parent)),
+            ("Scaling", studied(scaling_markdown, run.path.parent)),
         ):
             if text:
                 yield title, html(text)

@@ -108,7 +108,7 @@ def load(path: Path) -> Run:
         raise InputError(f"{path}: {error}; {_way_out(path)}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not a run that this version can read ({error!r}); {_way_out(path)}"
+            f"{path} is not a run of this suite ({error!r}); {_way_out(path)}"
         ) from error
     if len(rows) != len(benchmarks):
         raise InputError(f"{path} holds a row twice; record anew with `tox -e record`")

@@ -143,51 +143,61 @@ def speed_against_recovery(points: Sequence[Mapping[str, Any]], domain: list[flo
     lows, highs = ([p[k] for p in points] for k in ("recovery_low", "recovery_high"))
     y_scale = {"domain": [min(lows) - 0.5, max(highs) + 0.5], "nice": False}
     y = {"field": "recovery", "type": "quantitative", "scale": y_scale}
+    across = {"x": _speed("low", domain), "x2": {"field": "high"}}
+    upright = {"y": {**y, "field": "recovery_low"}, "y2": {"field": "recovery_high"}}
     jobs = list(dict.fromkeys(p["job"] for p in points))
     colors = ["gray" if job == EVERY else COLORS[i % len(COLORS)] for i, job in enumerate(jobs)]
-    color = {"field": "job", "scale": {"domain": jobs, "range": colors}}
-    kinds = {"domain": [SAME, OTHER, REFERENCE], "range": ["circle", "square", "cross"]}
-    dim = {"condition": {"param": "job", "value": 0.9}, "value": 0.12}
-    intervals = [
-        {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": {**ends, "opacity": faint}}
-        for faint in [{"condition": {"param": "job", "value": 0.45}, "value": 0.05}]
-        for ends in (
-            {"x": _speed("low", domain), "x2": {"field": "high"}},
-            {"y": {**y, "field": "recovery_low"}, "y2": {"field": "recovery_high"}},
-        )
-    ]
-    marks = {
-        "params": [
-            {"name": "job", "select": {"type": "point", "fields": ["job"]}, "bind": "legend"}
-        ],
-        "mark": {"type": "point", "filled": True, "size": 95, "strokeWidth": 1},
-        "encoding": {
-            "shape": {
-                "field": "kind",
-                "scale": kinds,
-                "legend": {"title": "accuracy", "symbolFillColor": "currentColor"},
-            },
-            "opacity": dim,
-            "tooltip": _tooltip(
-                "claim", "what", "job", "speed-up", "accuracy", "device", "verdict"
-            ),
-        },
-    }
-    text = {"type": "text", "align": "left", "dx": 9, "dy": 1, "fontSize": 12}
-    wide = {"condition": {"test": "width > 600", "field": "label"}, "value": ""}
-    labels = {"mark": text, "encoding": {"text": wide, "color": None, "opacity": dim}}
-    y["title"], y["axis"] = "recovery on TS50, %", {"minExtent": EXTENT, "maxExtent": EXTENT}
+    title = {"title": "recovery on TS50, %", "axis": {"minExtent": EXTENT, "maxExtent": EXTENT}}
     return {
         "width": "container",
         "height": 340,
         "data": {"values": list(points)},
         "encoding": {
             "x": _speed("times", domain, title="speed-up over the reference (log)"),
-            "y": y,
-            "color": {**color, "legend": {"title": "job (click to single out)"}},
+            "y": {**y, **title},
+            "color": {
+                "field": "job",
+                "scale": {"domain": jobs, "range": colors},
+                "legend": {"title": "job (click to single out)"},
+            },
         },
-        "layer": [*intervals, marks, labels],
+        "layer": [_interval(across), _interval(upright), _marks(), _labels()],
     }
+
+
+def _interval(ends: Spec) -> Spec:
+    """A line from end to end."""
+    mark = {"type": "rule", "strokeWidth": 1.5}
+    return {"mark": mark, "encoding": {**ends, "opacity": _singled_out(0.45)}}
+
+
+def _marks() -> Spec:
+    """A mark for each claim, its shape by what stands for its accuracy."""
+    kinds = {"domain": [SAME, OTHER, REFERENCE], "range": ["circle", "square", "cross"]}
+    legend = {"title": "accuracy", "symbolFillColor": "currentColor"}
+    shown = ("claim", "what", "job", "speed-up", "accuracy", "device", "verdict")
+    job = {"name": "job", "select": {"type": "point", "fields": ["job"]}, "bind": "legend"}
+    return {
+        "params": [job],
+        "mark": {"type": "point", "filled": True, "size": 95, "strokeWidth": 1},
+        "encoding": {
+            "shape": {"field": "kind", "scale": kinds, "legend": legend},
+            "opacity": _singled_out(0.9),
+            "tooltip": _tooltip(*shown),
+        },
+    }
+
+
+def _labels() -> Spec:
+    """Names beside the marks, where the page is wide enough."""
+    mark = {"type": "text", "align": "left", "dx": 9, "dy": 1, "fontSize": 12}
+    text = {"condition": {"test": "width > 600", "field": "label"}, "value": ""}
+    return {"mark": mark, "encoding": {"text": text, "color": None, "opacity": _singled_out(0.9)}}
+
+
+def _singled_out(opacity: float) -> Spec:
+    """Marks of other jobs fade once a job of the legend was chosen."""
+    return {"condition": {"param": "job", "value": opacity}, "value": opacity / 8}
 
 
 def published_strip(points: Sequence[Mapping[str, Any]], domain: list[float]) -> Spec:

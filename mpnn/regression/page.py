@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +59,9 @@ SIGNS = {Status.HOLDS: "✓", Status.MOVED: "↕", Status.FAILS: "✕", Status.N
 RECENT = 8
 """Recordings in the table of a claim's history; its chart has them all."""
 
+DRAWN = ("recording", "recorded", "commit", "times", "low", "high", "speed-up", "verdict")
+"""What the chart of a claim's history shows of a recording."""
+
 FULL_BAR = math.log(200)
 """Length of the longest bar beside a speed-up, as the logarithm of its ratio."""
 
@@ -84,33 +89,36 @@ def write_html(root: Path, path: Path) -> None:
         "The gate's error rates": studied(gate_markdown, root),
         "Retired": retired_markdown(root),
     }
+    write_whole(path, _rendered(machines, {t: html(text) for t, text in studies.items() if text}))
+
+
+def _rendered(machines: Sequence[Machine], studies: Mapping[str, Markup]) -> str:
+    """The page as text; whatever comes from a stored run is escaped."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
     )
-    text = environment.get_template("report.html").render(
+    charts = {key: spec for machine in machines for key, spec in machine.charts.items()}
+    return environment.get_template("report.html").render(
         machines=machines,
-        studies={title: html(text) for title, text in studies.items() if text},
+        studies=studies,
         statuses=SIGNS,
         recent=RECENT,
-        charts={
-            "config": CONFIG,
-            "history": history(),
-            **{key: spec for machine in machines for key, spec in machine.charts.items()},
-        },
+        charts={"config": CONFIG, "history": history(), **charts},
         library=library(),
         style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
         script=Markup((ASSETS / "report.js").read_text(encoding="utf-8")),
     )
-    write_whole(path, text)
 
 
 @cache
-def library() -> Markup:
-    """Vega-Lite and all that it needs, as one script."""
-    return Markup(javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+def library() -> str:
+    """Vega-Lite and all that it needs as one script, compressed: it would be most of the page."""
+    script = javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
 def studied(table: Callable[[Path], str], folder: Path) -> str:
@@ -317,7 +325,7 @@ class Machine:
         yield f"{self.name}/published", published_strip(published, domain)
         for line in self.lines:
             if line.past:
-                yield line.key, {"history": line.recordings}
+                yield line.key, {"history": [{k: r[k] for k in DRAWN} for r in line.recordings]}
 
 
 def past_rows(runs: Sequence[Run]) -> list[list[Row]]:

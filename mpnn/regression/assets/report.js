@@ -4,7 +4,14 @@ const charts = JSON.parse(document.getElementById("charts").textContent);
 charts.config.legend.columns = innerWidth < 760 ? 2 : 7;
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-function draw(root) {
+// The charting library is kept compressed; it defines vegaEmbed.
+const packed = atob(document.getElementById("library").textContent);
+const bytes = Uint8Array.from(packed, (character) => character.charCodeAt(0));
+const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+const library = new Response(unpacked).text().then((script) => new Function(script)());
+
+async function draw(root) {
+  await library;
   for (const place of all(".chart:not([data-drawn])", root)) {
     if (!place.offsetParent) continue;  // hidden: it has no width yet
     place.dataset.drawn = "yes";

@@ -124,8 +124,10 @@ def distill(config: str, changes: Sequence[str]) -> None:
     job.train(config, changes, distill=True)
 
 
-def report(runs: str, out: str, readme: str | None, results: str | None) -> None:
+def report(runs: str, out: str, readme: str | None, results: str | None, show: bool) -> None:
     """Write claims, measurements and verdicts of the stored runs as one HTML page."""
+    import webbrowser
+
     from mpnn.regression.page import write_html
     from mpnn.regression.report import renew_readme, renew_results
 
@@ -135,6 +137,8 @@ def report(runs: str, out: str, readme: str | None, results: str | None) -> None
             _print(f"{path}: {'renewed' if renewed else 'is up to date'}")
     write_html(Path(runs), Path(out))
     _print(out)
+    if show and not webbrowser.open(Path(out).resolve().as_uri()):
+        raise InputError(f"no browser can be started here; open {out} yourself")
 
 
 def mac_report(bundle: str, runs: str) -> None:
@@ -257,6 +261,7 @@ def parser() -> argparse.ArgumentParser:
     its = _add(commands, report)
     its.add_argument("runs", nargs="?", default="baselines", help="Folder of the stored runs.")
     its.add_argument("--out", default="report.html", help="The page to write.")
+    its.add_argument("--open", dest="show", action="store_true", help="Open the page in a browser.")
     its.add_argument("--readme", metavar="FILE", help="A README whose ten rows to renew as well.")
     its.add_argument("--results", metavar="FILE", help="A Markdown file for every table.")
     its = _add(commands, mac_report, "mac-report")

@@ -105,7 +105,7 @@ def test_a_planted_slow_down_of_the_working_tree_is_red(project):
     path.write_text(WORKLOADS.replace("ROUNDS", "100_000"))
     table, reasons = against.compare(project.root, "HEAD", "n", pairs=7)
     assert any(reason.startswith("spin: regressed by") for reason in reasons)
-    assert "| `turn` |" in table
+    assert "| `spin` | speed | time +" in table
     assert table.endswith("`nowhere` not measured here: no such package")
 
 

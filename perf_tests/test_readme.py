@@ -159,7 +159,7 @@ def command_lines():
 @pytest.mark.parametrize("line", command_lines())
 def test_command_lines_parse(line):
     """The command line takes each command and option that the README shows."""
-    names, arguments = [], shlex.split(line)[1:]
+    names, arguments = [], shlex.split(line, comments=True)[1:]
     while arguments and arguments[0] in commands_of(names):
         names.append(arguments.pop(0))
     assert names or line.startswith("mpnn -")

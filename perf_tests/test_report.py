@@ -1,20 +1,18 @@
 """The claims, and what is generated of the stored runs: RESULTS.md, the README's rows, the page."""
 
-import importlib
-import math
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stored_runs import TRAINED, row, stored
 
 from mpnn import weights
 from mpnn.config import ARCHITECTURES, ModelConfig, SSMConfig
 from mpnn.errors import InputError
 from mpnn.optimizations import ENGINES, EngineSpec, load_engine
-from mpnn.regression import baselines, page, report
+from mpnn.regression import baselines, report
 from mpnn.regression.claims import (
     BY_ID,
     CLAIMS,
@@ -26,7 +24,7 @@ from mpnn.regression.machine import Hardware
 from mpnn.regression.outputs import recovery
 from mpnn.regression.rows import Row
 from mpnn.regression.tables import session_table
-from mpnn.regression.workloads import WORKLOADS, about, device_of
+from mpnn.regression.workloads import WORKLOADS, device_of
 from mpnn.sampling import Samples
 from mpnn.variants import Variant, find_variant
 from mpnn.weights import formula_weights, save_checkpoint
@@ -40,10 +38,6 @@ PUBLISHED_ROWS = [
     "onnx", "distillation", "non-autoregressive", "ssm", "target",
 ]  # fmt: skip
 TINY = ModelConfig(1, 1, 8, 4)
-TRAINED = {
-    "recovery": 42.0, "recovery_low": 40.0, "recovery_high": 44.0, "reference_recovery": 44.5,
-    "reference_recovery_low": 43.0, "reference_recovery_high": 46.0,
-}  # fmt: skip
 HOW = "4 samples at T=0.1"
 UNIFORM = [Samples(np.zeros((1, 5), np.int64), np.full((1, 5, 21), -np.log(21)))]
 
@@ -64,36 +58,6 @@ def ship(tmp_path, monkeypatch):
         save_checkpoint(tmp_path / f"{name}.safetensors", model, card(mean))
 
     return ship
-
-
-def row(claim, speedup, width=0.02, passed=True, **figures):
-    log_ratio = -math.log(speedup)
-    return {
-        "log_ratio": log_ratio,
-        "log_ratio_low": log_ratio - width / 2,
-        "log_ratio_high": log_ratio + width / 2,
-        "speedup": speedup,
-        "subject_seconds": 0.05 / speedup,
-        "margin": 0.03,
-        "expected": log_ratio,
-        "verdict": "holds",
-        "accuracy": {"passed": passed, "text": "equal, |Δ|≤3e-06", "figures": figures},
-        **about(claim),
-    }
-
-
-def stored(root, hardware="intel-xeon-linux6", when="2026-03-01", **changes):
-    claims = [claim for claim in CLAIMS if claim.platform == "any" and not claim.timed_as]
-    rows = {claim.id: row(claim, 1.5 + i) for i, claim in enumerate(claims)} | changes
-    data = {
-        "machine_info": {"hardware": hardware, "threads": 2},
-        "commit_info": {"id": "0123456789ab"},
-        "datetime": f"{when}T10:00:00+00:00",
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "benchmarks": [{"fullname": name, "extra_info": info} for name, info in rows.items()],
-    }
-    baselines.write(root / hardware, data)
-    return baselines.history(root / hardware)[-1]
 
 
 def entry(claim, measured, apple=False):
@@ -426,86 +390,6 @@ def test_retired_rows_keep_their_figures():
         assert claim is None or claim.timed_as
 
 
-def test_page_is_self_contained(tmp_path):
-    """The page loads nothing, and shows every claim, each machine, its chart and history."""
-    stored(tmp_path)
-    stored(tmp_path)
-    stored(tmp_path, hardware="apple-m3-pro-macos15")
-    path = tmp_path / "report.html"
-    page.write_html(tmp_path, path)
-    text = path.read_text(encoding="utf-8")
-    assert not re.search(r"(src|href)=(?!\"#)|@import|url\((?!#)", text)  # but from within itself
-    assert text.count("<h2>") == 2
-    for title in ("Speed against recovery", "History"):
-        assert text.count(f"<h3>{title}</h3>") == 2
-    assert all(claim.id in text for claim in CLAIMS)
-
-
-def test_the_same_run_makes_the_same_chart(tmp_path):
-    """Nothing but the stored rows is in a chart: a second one has the same bytes.
-
-    Nothing is drawn in black, which dark paper would hide.
-    """
-    found = report.entries(stored(tmp_path, minimal=row(BY_ID["minimal"], 2.0, **TRAINED)))
-    chart = page.speed_against_recovery(found)
-    assert chart == page.speed_against_recovery(found)
-    assert "stroke: currentColor" in chart
-    assert "#000000" not in chart
-    assert "fill: currentColor" in page.PAGE  # of text, to which matplotlib gives no color
-
-
-def test_charts_need_an_extra(monkeypatch):
-    """Without matplotlib the error names the extra that installs it."""
-    monkeypatch.delitem(sys.modules, page.__name__)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'mpnn\[bench\]'"):
-        importlib.import_module(page.__name__)
-
-
-def test_a_page_without_runs_is_refused(tmp_path):
-    """Without a stored run there is nothing to show, and the error says how to get one."""
-    with pytest.raises(InputError, match="tox -e record"):
-        page.write_html(tmp_path, tmp_path / "report.html")
-
-
-def test_recovery_moves_a_point_into_the_chart(tmp_path):
-    """A row with a recovery becomes a measured point with its intervals; without, it has none."""
-    run = stored(tmp_path, minimal=row(BY_ID["minimal"], 2.0, **TRAINED))
-    found = report.entries(run)
-    (point,) = [p for p in page.recovery_points(found)[0] if p.label == "minimal"]
-    assert (point.x, point.y) == (2.0, 42.0)
-    assert point.x_interval == pytest.approx((2 * math.exp(-0.01), 2 * math.exp(0.01)))
-    assert point.y_interval == (40.0, 44.0)
-    assert "trained checkpoint" not in page.speed_against_recovery(found)
-    untrained = report.entries(stored(tmp_path / "untrained"))
-    assert page.recovery_points(untrained)[0] == []
-    assert "trained checkpoint" in page.speed_against_recovery(untrained)
-
-
-def test_the_baseline_is_a_point(tmp_path):
-    """The reference is one point, at 1× with the recovery that the rows are compared with."""
-    trained = {name: row(BY_ID[name], 2.0, **TRAINED) for name in ("minimal", "fast")}
-    measured, _ = page.recovery_points(report.entries(stored(tmp_path, **trained)))
-    reference = page.Point(1.0, 44.5, "baseline", None, (43.0, 46.0))
-    assert [p for p in measured if p.label == "baseline"] == [reference]
-
-
-def test_published_recoveries_are_points(tmp_path):
-    """A published row with speed-up and recovery is a point, measured here or not."""
-    _, published = page.recovery_points(report.entries(stored(tmp_path)))
-    assert page.Point(1.84, 6.6, "minimal") in published
-
-
-def test_every_point_has_its_name_in_the_legend():
-    """In the chart of the stored runs each measured and published point has one legend entry."""
-    for run in baselines.latest_runs(ROOT / "baselines"):
-        panels = page.recovery_points(report.entries(run))
-        figure = page.recovery_figure(*panels)
-        for axes, points in zip(figure.axes, filter(None, panels), strict=True):
-            names = [text.get_text() for text in axes.get_legend().get_texts()]
-            assert [n for n in names if n != "Pareto front"] == [point.label for point in points]
-
-
 def test_a_variant_runs_its_shipped_checkpoint(ship):
     """Weights are those of the architecture's checkpoint, deterministic ones without it."""
     variant = Variant("minimal-fast")
@@ -555,9 +439,3 @@ def test_conditions_of_recovery_are_stated(ship, tmp_path):
     assert f"stored with each checkpoint: {HOW}." in report.claims_markdown(
         stored(tmp_path / "b").path.parents[1]
     )
-
-
-def test_pareto_front_keeps_what_nothing_beats():
-    """A point that another beats in both speed and recovery is not on the front."""
-    points = [page.Point(x, y, "") for x, y in [(1, 9), (2, 8), (1.5, 7), (4, 3), (3, 3)]]
-    assert page.pareto(points) == [(1, 9), (2, 8), (4, 3)]

@@ -28,7 +28,7 @@ from typing import Any
 from mpnn.errors import InputError
 from mpnn.regression.baselines import retired
 from mpnn.regression.machine import PINNED
-from mpnn.regression.tables import markdown
+from mpnn.regression.tables import Change, changes_markdown
 from mpnn.regression.timing import subject_first
 from mpnn.regression.verdict import Verdict, place
 
@@ -100,10 +100,11 @@ class Difference:
         """By where the interval lies against the margin."""
         return place(self.low, self.high, math.log1p(MARGIN))
 
-    def cells(self) -> tuple[str, ...]:
+    def change(self) -> Change:
         """The row of the table: change of time in per cent."""
         at, low, high = (100 * math.expm1(v) for v in (self.log_ratio, self.low, self.high))
-        return f"`{self.name}`", f"{at:+.1f} % [{low:+.1f}, {high:+.1f}]", str(self.verdict)
+        what = f"time {at:+.1f} % [{low:+.1f}, {high:+.1f}]"
+        return Change(self.name, "speed", what, str(self.verdict))
 
 
 def check_out(root: Path, revision: str, target: Path) -> Path:
@@ -207,7 +208,7 @@ def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tu
         pairs: processes of each.
 
     Returns:
-        A Markdown table with what could not be measured, and the reasons why the head fails.
+        What changed, as Markdown, with what could not be measured; why the head fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = check_out(root, revision, Path(folder) / "base")
@@ -217,9 +218,11 @@ def compare(root: Path, revision: str, word: str = "", pairs: int = PAIRS) -> tu
         times = alternate(lambda: base.time(word), lambda: head.time(word), pairs)
     kept = {name: seconds for name, seconds in times[0][0].items() if name not in _retired(root)}
     found = differences(*times)
-    table = markdown(("claim", f"change of time against {revision}", "verdict"), [
-        difference.cells() for difference in found
-    ])  # fmt: skip
+    changes = [Change(name, "accuracy", text, "FAILED") for name, text in failures.items()]
+    changes += [
+        difference.change() for difference in found if difference.verdict is not Verdict.HOLDS
+    ]
+    table = changes_markdown(changes, f"{len(found)} claims compared with {revision}")
     table += "".join(f"\n\n`{name}` not measured here: {why}" for name, why in left_out.items())
     return table, problems(kept, times[1][0], found, failures)
 

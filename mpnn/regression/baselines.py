@@ -13,6 +13,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,10 +27,19 @@ RETIRED = "retired.json"
 
 
 def stored_study(path: Path) -> dict[str, Any]:
-    """What a study has stored in a JSON file; empty where the study was never run."""
+    """What a study has stored in a JSON file; empty where the study was never run.
+
+    Raises:
+        InputError: the file is not JSON.
+    """
     if not path.exists():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error!r}); restore it from version control"
+        ) from error
     return found
 
 
@@ -95,11 +105,10 @@ def load(path: Path) -> Run:
         commit = data["commit_info"]["id"]
         run = Run(path, machine["hardware"], commit, rows, machine["threads"])
     except InputError as error:
-        raise InputError(f"{path}: {error}; record anew with `tox -e record`") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: {error}; {_way_out(path)}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is not a run of this suite ({error!r}); restore it from version control or "
-            f"record anew with `tox -e record`"
+            f"{path} is not a run of this suite ({error!r}); {_way_out(path)}"
         ) from error
     if len(rows) != len(benchmarks):
         raise InputError(f"{path} holds a row twice; record anew with `tox -e record`")
@@ -109,6 +118,24 @@ def load(path: Path) -> Run:
             f"one class of machines: move it back or record here with `tox -e record`"
         )
     return run
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a file that cannot be read, which a newer version may have written."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    versions = re.findall(r'"mpnn": "([\d.]+)"', text)
+    newest = max(versions, key=_numbers, default="0")
+    here = next((d.version for d in distributions(name="mpnn")), newest)
+    if _numbers(newest) > _numbers(here):
+        return f"mpnn {newest} recorded it and this is {here}: install the newer version"
+    return "restore it from version control or record anew with `tox -e record`"
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", release)]
 
 
 def _read(path: Path) -> dict[str, Any]:

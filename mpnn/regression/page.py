@@ -1,21 +1,34 @@
-"""The report page: tables, charts and history of the stored runs in one file that loads nothing."""
+"""The report page: every stored run in one file that loads nothing."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import gzip
+import math
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mpnn.atomic import write_whole
 from mpnn.errors import InputError
 from mpnn.regression import baselines
 from mpnn.regression.baselines import Run
+from mpnn.regression.chart import (
+    CONFIG,
+    history,
+    measured_points,
+    published_points,
+    published_strip,
+    shared_domain,
+    speed_against_recovery,
+)
 from mpnn.regression.report import (
-    HEADINGS,
+    OLD_PARTS,
     Entry,
+    Status,
     bounds_markdown,
     caption,
     entries,
@@ -23,7 +36,8 @@ from mpnn.regression.report import (
     recovery_how,
     retired_markdown,
 )
-from mpnn.regression.tables import markdown
+from mpnn.regression.rows import Row
+from mpnn.regression.tables import bracket, seconds, times
 from mpnn.studies.tables import (
     distillation_markdown,
     gate_markdown,
@@ -32,218 +46,317 @@ from mpnn.studies.tables import (
 )
 
 try:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markdown_it import MarkdownIt
-    from matplotlib import style
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from markupsafe import Markup
+    from vl_convert import javascript_bundle
 except ModuleNotFoundError as error:
     raise InputError(f"report: {error}; pip install 'mpnn[bench]'") from error
 
-WIDTH = 7.5
-"""Inches; the page shows 96 pixels to each."""
+ASSETS = Path(__file__).with_name("assets")
+COUNTERS = "counters.json"
+SIGNS = {Status.HOLDS: "✓", Status.MOVED: "↕", Status.FAILS: "✕", Status.NOT_MEASURED: "–"}
+RECENT = 8
+"""Recordings in the table of a claim's history; its chart has them all."""
 
-MARKERS = "os^DvP*"
+DRAWN = ("recording", "recorded", "commit", "times", "low", "high", "speed-up", "verdict")
+"""What the chart of a claim's history shows of a recording."""
 
-styled = style.context([
-    "default",
-    {
-        "figure.dpi": 72,
-        "font.size": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "lines.linewidth": 1.2,
-        "lines.markersize": 5,
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "mpnn",
-    },
-])  # fmt: skip
-"""The same look, and the same bytes, whatever the user's own settings of matplotlib are."""
+FULL_BAR = math.log(200)
+"""Length of the longest bar beside a speed-up, as the logarithm of its ratio."""
 
-
-@dataclass(frozen=True)
-class Point:
-    """One mark: where, its name, and its intervals (low, high) if it has any."""
-
-    x: float
-    y: float
-    label: str
-    x_interval: tuple[float, float] | None = None
-    y_interval: tuple[float, float] | None = None
+Counts = Mapping[str, Mapping[str, float]]
+"""Work counters of one claim: instruction set → counter → value."""
 
 
 def write_html(root: Path, path: Path) -> None:
     """Writes the self-contained page for all machines below `root`.
 
     Raises:
-        InputError: no run is stored there.
+        InputError: no run is stored there, or one cannot be read.
     """
     folders = baselines.machines(root)
     if not folders:
         raise InputError(f"{root} holds no stored run; `tox -e record` stores one")
-    parts = [_machine_section(folder) for folder in folders]
-    for title, text in (
-        ("Recovery", recovery_markdown(root)),
-        ("Distillation", distillation_markdown(root)),
-        ("The gate's error rates", gate_markdown(root)),
-        ("Retired", retired_markdown(root)),
-    ):
-        if text:
-            parts.append(f"<h2>{title}</h2>{html(text)}")
-    write_whole(path, PAGE.replace("{{body}}", "\n".join(parts)))
-
-
-def _machine_section(folder: Path) -> str:
-    runs = baselines.history(folder)
-    latest = runs[-1]
-    found = entries(latest)
-    synthetic = [entry for entry in found if "@" not in entry.claim.id]
-    headings = (*HEADINGS[:5], "measured", "per protein", *HEADINGS[-2:])
-    bounds = html(bounds_markdown(latest)) + html(parts_markdown(latest))
-    sections = {
-        "Speed against recovery": speed_against_recovery(synthetic),
-        "Scaling": html(scaling_markdown(folder)),
-        "The exact engine and its bound": bounds,
-        "History": _history(runs),
+    histories = [baselines.history(folder) for folder in folders]
+    baseline = reference_recovery([runs[-1] for runs in histories])
+    counted = counters(root)
+    machines = [Machine(runs, counted, baseline) for runs in histories]
+    machines.sort(key=lambda machine: machine.counts[Status.NOT_MEASURED])
+    studies = {
+        "Recovery": studied(recovery_markdown, root),
+        "Distillation": studied(distillation_markdown, root),
+        "The gate's error rates": studied(gate_markdown, root),
+        "Retired": retired_markdown(root),
     }
-    head = f"{escape(caption(latest))} {escape(recovery_how(latest.rows.values()))}"
-    table = html(markdown(headings, map(_cells, found)))
-    return f"<h2>{escape(latest.hardware)}</h2><p>{head}</p>{table}" + "".join(
-        f"<h3>{title}</h3>{text}" for title, text in sections.items() if text
+    write_whole(path, _rendered(machines, {t: html(text) for t, text in studies.items() if text}))
+
+
+def _rendered(machines: Sequence[Machine], studies: Mapping[str, Markup]) -> str:
+    """The page as text; whatever comes from a stored run is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    charts = {key: spec for machine in machines for key, spec in machine.charts.items()}
+    return environment.get_template("report.html").render(
+        machines=machines,
+        studies=studies,
+        statuses=SIGNS,
+        recent=RECENT,
+        charts={"config": CONFIG, "history": history(), **charts},
+        library=library(),
+        style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
+        script=Markup((ASSETS / "report.js").read_text(encoding="utf-8")),
     )
 
 
-def _cells(entry: Entry) -> tuple[str, ...]:
-    claim = entry.claim
-    first = (f"`{claim.id}`", claim.what, entry.published, entry.target, entry.device)
-    return (*first, entry.measured, entry.seconds, entry.accuracy, entry.verdict())
+@cache
+def library() -> str:
+    """Vega-Lite and all that it needs as one script, compressed: it would be most of the page."""
+    script = javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
-def html(text: str) -> str:
-    """Markdown as HTML; wide tables scroll by themselves."""
-    rendered: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    rendered = rendered.replace("<table>", "<div class='wide'><table>")
-    return rendered.replace("</table>", "</table></div>")
-
-
-def recovery_points(found: Iterable[Entry]) -> tuple[list[Point], list[Point]]:
-    """Speed-ups with recoveries in per cent: the measured ones, and the published ones.
-
-    The reference stands among the measured at 1× with the recovery that the rows are compared with.
-    """
-    measured, published, references = [], [], []
-    for entry in found:
-        claim, figures = entry.claim, entry.figures
-        recovery = re.match(r"([\d.]+) %", claim.published.recovery) if claim.published else None
-        if claim.published and claim.published.speedup and recovery:
-            published.append(Point(claim.published.speedup, float(recovery[1]), claim.id))
-        if entry.row is not None and "recovery" in figures and not claim.timed_as:
-            ours, theirs = _recovery(figures, ""), _recovery(figures, "reference_")
-            at = entry.row.speedup, ours[0]
-            measured.append(Point(*at, claim.id, entry.row.interval, ours[1:]))
-            references.append(Point(1.0, theirs[0], claim.reference, None, theirs[1:]))
-    return [*dict.fromkeys(references), *measured], published
-
-
-def _recovery(figures: Mapping[str, float], prefix: str) -> tuple[float, float, float]:
-    """Mean and interval, in per cent."""
-    names = ("recovery", "recovery_low", "recovery_high")
-    mean, low, high = (figures[f"{prefix}{name}"] for name in names)
-    return mean, low, high
-
-
-def speed_against_recovery(found: Iterable[Entry]) -> str:
-    """Measured points with intervals and their Pareto front, published points below them."""
-    measured, published = recovery_points(found)
-    note = "Published recoveries are of random weights, where chance is 5 %."
-    if not measured:
-        note += " No measured variant has a trained checkpoint in these runs."
-    return f"{svg(recovery_figure(measured, published), 'Recovery over speed-up')}<p>{note}</p>"
-
-
-@styled
-def recovery_figure(measured: Sequence[Point], published: Sequence[Point]) -> Figure:
-    """Recovery in per cent over speed-up: the measured points above the published ones.
-
-    Every point has its name in the legend of its panel; a panel without points is left out.
+def studied(table: Callable[[Path], str], folder: Path) -> str:
+    """The table of a study stored in a folder; '' if it was never run.
 
     Raises:
-        ValueError: there is no point at all.
+        InputError: what is stored is not of this study's form.
     """
-    panels = [("measured", measured), ("published", published)]
-    panels = [panel for panel in panels if panel[1]]
-    figure = Figure((WIDTH, 2.9 * len(panels)), layout="constrained")
-    every = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for axes, (what, points) in zip(every, panels, strict=True):
-        if what == "measured":
-            axes.plot(*zip(*pareto(points), strict=True), color="gray", label="Pareto front")
-        for i, p in enumerate(points):
-            color, marker = f"C{i % 10}", MARKERS[i % len(MARKERS)]
-            for x, y in ((p.x_interval, (p.y, p.y)), ((p.x, p.x), p.y_interval)):
-                if x and y:
-                    axes.plot(x, y, color=color)
-            axes.plot(p.x, p.y, f"{color}{marker}", label=p.label, linestyle="")
-        axes.set(xscale="log", ylabel=f"{what} recovery, %")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7)
-    every[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    every[-1].xaxis.set_minor_formatter(NullFormatter())
-    every[-1].xaxis.set_major_formatter("{x:g}")
-    every[-1].set_xlabel("times as fast as the baseline")
-    return figure
+    try:
+        return table(folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = table.__name__.removesuffix("_markdown")
+        raise InputError(
+            f"the {what} study in {folder} is not one that this version can read ({error!r}); "
+            f"restore it from version control or measure it anew"
+        ) from error
 
 
-def pareto(points: Iterable[Point]) -> list[tuple[float, float]]:
-    """Points that no other beats in both x and y, from left to right."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (-p.x, -p.y)):
-        if not front or point.y > front[-1][1]:
-            front.append((point.x, point.y))
-    return front[::-1]
+def html(text: str) -> Markup:
+    """Markdown as HTML; wide tables scroll by themselves and can be focused to do so."""
+    rendered: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    wide = '<div class="wide" tabindex="0" role="region" aria-label="table"><table>'
+    return Markup(rendered.replace("<table>", wide).replace("</table>", "</table></div>"))
 
 
-@styled
-def svg(figure: Figure, title: str) -> str:
-    """A figure as an SVG element; black becomes the color of the page's text.
+def reference_recovery(runs: Sequence[Run]) -> float | None:
+    """Recovery in per cent of the published network, as the newest row states it."""
+    rows = sorted((row for run in runs for row in run.rows.values()), key=lambda r: r.recorded)
+    stated = [r.accuracy.figures["reference_recovery"] for r in rows if _compares_recovery(r)]
+    return stated[-1] if stated else None
 
-    Args:
-        figure: what to draw.
-        title: of the chart, for screen readers.
+
+def _compares_recovery(row: Row) -> bool:
+    return "reference_recovery" in row.accuracy.figures
+
+
+def counters(root: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Work counters by claim and then instruction set; {} where none is stored.
+
+    Raises:
+        InputError: the file is not of that form.
     """
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Title": title, "Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :].replace("#000000", "currentColor")
+    path = root / COUNTERS
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    try:
+        for instructions, claims in baselines.stored_study(path).items():
+            for claim, values in claims.items():
+                found.setdefault(claim, {})[instructions] = dict(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} does not hold counters by instruction set and claim ({error!r}); restore it "
+            f"from version control"
+        ) from error
+    return found
 
 
-def _history(runs: Sequence[Run]) -> str:
-    """Speed-ups of each claim over the runs in which it was measured anew, oldest first."""
-    past: dict[str, list[str]] = {}
+@dataclass(frozen=True)
+class Line:
+    """One claim on one machine, as the page shows it."""
+
+    entry: Entry
+    past: Sequence[Row]
+    counts: Counts
+    key: str
+
+    @property
+    def status(self) -> Status:
+        """The verdict in one word."""
+        return self.entry.status
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        return plain(self.entry.verdict())
+
+    @property
+    def order(self) -> Mapping[str, float]:
+        """Numbers by which columns of figures are sorted; what is missing comes last."""
+        row = self.entry.row
+        published = self.entry.claim.published
+        return {
+            "speedup": row.speedup if row else -1.0,
+            "seconds": row.subject_seconds if row else math.inf,
+            "published": (published and published.speedup) or -1.0,
+            "status": list(Status).index(self.status),
+        }
+
+    @property
+    def bar(self) -> str:
+        """Length of the bar beside the speed-up."""
+        ratio = self.entry.row.speedup if self.entry.row else 1.0
+        return f"{min(1.0, max(0.0, math.log(ratio) / FULL_BAR)):.1%}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What else the row says, by name."""
+        claim, row = self.entry.claim, self.entry.row
+        found = {
+            "job": claim.workload,
+            "subject": claim.subject,
+            "reference": claim.reference,
+            "timed as": claim.timed_as,
+            "published": self.entry.published,
+            "target": self.entry.target,
+            "device here": self.entry.device,
+        }
+        if row is not None:
+            found |= {
+                "accuracy": self.entry.accuracy,
+                **{name.replace("_", " "): f"{x:.4g}" for name, x in self.entry.figures.items()},
+                "time": self.entry.seconds,
+                "time of the reference": _or_dash(row.reference_seconds),
+                "against the gate reference": gate(row),
+                "margin": f"{row.margin:.0%}, {row.pairs} run pairs",
+                "bytes moved": _bytes(row.about.get("work", {}).get("bytes")),
+                "versions": ", ".join(f"{k} {v}" for k, v in row.versions.items()),
+            }
+        return {name: text for name, text in found.items() if text not in ("", "–")}
+
+    @property
+    def bound(self) -> dict[str, str]:
+        """Nearness to the time of the job's matmuls alone; {} for other rows."""
+        row = self.entry.row
+        found = row.about.get("bound") if row else None
+        if not row or not found:
+            return {}
+        share = found["seconds"] / row.subject_seconds
+        return {
+            "multiply-adds": f"{found['multiply_adds'] / 1e9:.1f} G",
+            "its matmuls alone": seconds(found["seconds"]),
+            "of the bound": f"{share:.0%}",
+            "at most": times(row.speedup / share),
+        }
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Shares of the time, largest first."""
+        found = self.entry.row.about.get("parts", {}) if self.entry.row else {}
+        shares = {OLD_PARTS.get(name, name): share for name, share in found.items()}
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+    @property
+    def recordings(self) -> list[dict[str, Any]]:
+        """The rows of every recording that measured the claim anew, oldest first."""
+        return [
+            {
+                "recording": f"{i}: {row.recorded[5:10]}",
+                "recorded": row.recorded[:16],
+                "commit": row.commit[:8],
+                "times": round(row.speedup, 4),
+                "verdict": row.verdict,
+                "low": round(row.interval[0], 4),
+                "high": round(row.interval[1], 4),
+                "gate": gate(row),
+                "speed-up": f"{times(row.speedup)} {bracket(*row.interval)}",
+                "time": seconds(row.subject_seconds),
+            }
+            for i, row in enumerate(self.past, 1)
+        ]
+
+    @property
+    def counter_names(self) -> list[str]:
+        """Counters of any instruction set."""
+        return list(dict.fromkeys(name for values in self.counts.values() for name in values))
+
+
+class Machine:
+    """One machine: its claims with their past, its charts and its tables."""
+
+    def __init__(self, runs: Sequence[Run], counted: Mapping[str, Counts], baseline: float | None):
+        run = runs[-1]
+        self.name, self.caption = run.hardware, caption(run)
+        self.how = recovery_how(run.rows.values())
+        self.recorded = max(row.recorded for row in run.rows.values())[:10]
+        found, past = entries(run), past_rows(runs)
+        self.lines = [
+            Line(e, past[i], counted.get(e.claim.id, {}), f"{self.name}/{e.claim.id}")
+            for i, e in enumerate(found)
+        ]
+        self.counts = Counter(line.status for line in self.lines)
+        known = {entry.claim.id for entry in found}
+        self.unknown = [n for n, r in run.rows.items() if r.about.get("claim") not in known]
+        self.tables = dict(self._tables(run))
+        self.charts = dict(self._charts(found, baseline))
+
+    def _tables(self, run: Run) -> Iterator[tuple[str, Markup]]:
+        """Tables of this machine alone, those that are not empty."""
+        for title, text in (
+            ("The exact engine and its bound", bounds_markdown(run)),
+            ("Where its time goes", parts_markdown(run)),
+            ("Scaling", studied(scaling_markdown, run.path.parent)),
+        ):
+            if text:
+                yield title, html(text)
+
+    def _charts(
+        self, found: Sequence[Entry], baseline: float | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Specifications by key."""
+        measured, published = measured_points(found, baseline), published_points(found)
+        domain = shared_domain(measured, published)
+        if measured:
+            yield f"{self.name}/measured", speed_against_recovery(measured, domain)
+        yield f"{self.name}/published", published_strip(published, domain)
+        for line in self.lines:
+            if line.past:
+                yield line.key, {"history": [{k: r[k] for k in DRAWN} for r in line.recordings]}
+
+
+def past_rows(runs: Sequence[Run]) -> list[list[Row]]:
+    """For each claim its rows over the recordings that measured it anew, oldest first."""
+    found: list[list[Row]] = [[] for _ in entries(None)]
     for run in runs:
-        for entry in entries(run):
-            seen = past.setdefault(entry.claim.id, [])
-            if entry.row and not entry.claim.timed_as and seen[-1:] != [entry.measured]:
-                seen.append(entry.measured)  # a row carried over reads the same
-    rows = [(f"`{name}`", " → ".join(seen)) for name, seen in past.items() if seen]
-    return html(markdown(("claim", "speed-up, oldest first"), rows))
+        for rows, entry in zip(found, entries(run), strict=True):
+            carried_over = rows and entry.row and rows[-1].recorded == entry.row.recorded
+            if entry.row and not carried_over:
+                rows.append(entry.row)
+    return found
 
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>mpnn: claims, measured</title>
-<meta name="viewport" content="width=device-width">
-<style>
-:root { color-scheme: light dark; --ink: #1c2733; --rule: #d8dee4; --paper: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9ee; --rule: #37424d; --paper: #14191f; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; } svg { max-width: 100%; height: auto; fill: currentColor; }
-table { border-collapse: collapse; font-size: 13px; }
-th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--rule);
-  vertical-align: top; }
-</style></head><body>
-<h1>Claims, measured</h1>
-{{body}}
-</body></html>
-"""
+def gate(row: Row) -> str:
+    """Speed-up over the gate reference with its interval; a dash where none was timed."""
+    found = row.extra_info()
+    if found.get("gate_log_ratio") is None:
+        return "–"
+    at, high, low = (math.exp(-found[f"gate_log_ratio{end}"]) for end in ("", "_low", "_high"))
+    name = f" {found['gate_reference']}" if found.get("gate_reference") else ""
+    return f"{times(at)} {bracket(low, high)}{name}"
+
+
+def plain(text: str) -> str:
+    """Markdown's emphasis left out."""
+    return text.replace("*", "")
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else seconds(value)
+
+
+def _bytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e6:,.1f} MB"

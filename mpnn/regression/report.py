@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from mpnn.atomic import write_whole
@@ -13,7 +14,7 @@ from mpnn.regression.baselines import Run
 from mpnn.regression.claims import BY_ID, CLAIMS, Claim, Compare, Published, not_measured_on
 from mpnn.regression.rows import Row
 from mpnn.regression.tables import bracket, markdown, seconds, times
-from mpnn.regression.verdict import RECOVERY_MARGIN
+from mpnn.regression.verdict import CHANGED, RECOVERY_MARGIN
 from mpnn.regression.workloads import WORKLOADS, device_of
 from mpnn.studies.tables import (
     campaign_markdown,
@@ -61,6 +62,15 @@ PARTS = (
     "fuses into its matmul counts as matmul; *between operations* is the interpreter."
 )
 OLD_PARTS = {"products": "matmuls"}  # as stored until 2026-11
+
+
+class Status(StrEnum):
+    """What a stored row says of its claim, in one word."""
+
+    HOLDS = "holds"
+    MOVED = "moved"  # beyond its margin from the recording before
+    FAILS = "fails"  # in accuracy, or a published figure is refuted
+    NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -129,17 +139,34 @@ class Entry:
             return f"*not measured here* ({reason})"
         if not self.row.accuracy.passed:
             return "**void**: accuracy failed"
+        return "; ".join(text for text, _ in self._judgments(self.row, here) if text) or "measured"
+
+    @property
+    def status(self) -> Status:
+        """The verdict in one word; a move counts where the claim stands."""
+        if self.row is None:
+            return Status.NOT_MEASURED
+        if not self.row.accuracy.passed:
+            return Status.FAILS
+        if not all(stands for _, stands in self._judgments(self.row)):
+            return Status.FAILS
+        return Status.MOVED if self.row.verdict in CHANGED else Status.HOLDS
+
+    def _judgments(self, row: Row, here: str = "") -> list[tuple[str, bool]]:
+        """What is said of speed, target and accuracy, each with whether the claim stands.
+
+        A target is of this project and of one machine; to miss it refutes nothing.
+        """
         published, target = self.claim.published, self.claim.target
         said = []
         if published is not None and published.speedup is not None:
-            said.append(self._speed(self.row, published, published.speedup, here))
+            said.append(self._speed(row, published, published.speedup, here))
         if target is not None:
-            reached = round(self.row.interval[1], 2) >= target
-            said.append(f"target {'*reached*' if reached else '*not reached*'}")
-        said.append(self._accuracy(published))
-        return "; ".join(filter(None, said)) or "measured"
+            reached = round(row.interval[1], 2) >= target
+            said.append((f"target {'*reached*' if reached else '*not reached*'}", True))
+        return [*said, self._accuracy(published)]
 
-    def _speed(self, row: Row, published: Published, speedup: float, here: str) -> str:
+    def _speed(self, row: Row, published: Published, speedup: float, here: str) -> tuple[str, bool]:
         """Whether the published speed is reached or, where it is a loss, whether it is one here."""
         pace = ""
         if published.pace is not None:
@@ -147,27 +174,28 @@ class Entry:
             pace = f" ({rate:,.0f} residues/s)"
         if published.unit != self.device:
             here = here or f"{times(row.speedup)}{pace}"
-            return f"published on {published.unit}, not measured here; here: {here}"
+            return f"published on {published.unit}, not measured here; here: {here}", True
         low, high = (round(x, 2) for x in row.interval)  # as many digits as were printed
         if speedup < 1:
-            return f"speed {HOLDS if low <= speedup else f'{HOLDS_NOT}: no such loss'}"
+            lost = low <= speedup
+            return f"speed {HOLDS if lost else f'{HOLDS_NOT}: no such loss'}", lost
         met = high >= speedup and (not pace or rate > (published.pace or 0))
-        return f"speed {HOLDS if met else HOLDS_NOT}{pace}"
+        return f"speed {HOLDS if met else HOLDS_NOT}{pace}", met
 
-    def _accuracy(self, published: Published | None) -> str:
+    def _accuracy(self, published: Published | None) -> tuple[str, bool]:
         """What is left to say of accuracy once it has passed."""
         if self.claim.compare is Compare.EQUAL:
-            return ""
+            return "", True
         if self.claim.compare is Compare.CLOSE:
-            return "accuracy in its band"
+            return "accuracy in its band", True
         if "recovery" not in self.figures:
-            return "accuracy open"
+            return "accuracy open", True
         points = self.figures["recovery"] - self.figures["reference_recovery"]
-        recovery = f"recovery {points:+.1f} points"
+        recovery, met = f"recovery {points:+.1f} points", True
         if published is not None and published.change is not None:
             met = abs(points - published.change) <= RECOVERY_MARGIN
             recovery += f": “{published.recovery}” {HOLDS if met else HOLDS_NOT}"
-        return recovery
+        return recovery, met
 
     def with_accuracy_of(self, other: Entry) -> Entry:
         """The same speed with a later entry's accuracy, if that is of checkpoints, not machines."""

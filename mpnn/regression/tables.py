@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -15,6 +16,7 @@ from mpnn.regression.rows import Row
 
 WIDTH = 100
 HEADINGS = ("claim", "target", "measured", "change of time, %", "accuracy", "verdict")
+TIERS = ("counters", "accuracy", "speed")
 COLORS = {"holds": "green", "recorded": "cyan", "regressed": "red", "improved": "magenta"}
 
 
@@ -51,9 +53,58 @@ def _printed(table: Table, color: bool = False) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def session_markdown(rows: Mapping[str, Row]) -> str:
-    """The same as Markdown."""
-    return markdown(HEADINGS, (_cells(name, row) for name, row in rows.items()))
+class Change(NamedTuple):
+    """A claim that is no longer as stored.
+
+    Attributes:
+        claim: its id.
+        tier: which measurement saw it, one of `TIERS`.
+        what: from what, to what.
+        verdict: in one word.
+    """
+
+    claim: str
+    tier: str
+    what: str
+    verdict: str
+
+
+def session_markdown(rows: Mapping[str, Row], counted: Iterable[Change] = ()) -> str:
+    """What changed in one session, as Markdown for a pull request.
+
+    Args:
+        rows: what was measured, by test id.
+        counted: changes that the work counters saw.
+    """
+    changes = [_change(name, row) for name, row in rows.items()]
+    unknown = sum(row.verdict == "not recorded" for row in rows.values())
+    note = f"; {unknown} without a stored figure" if unknown else ""
+    return changes_markdown([*counted, *filter(None, changes)], f"{len(rows)} claims{note}")
+
+
+def changes_markdown(changes: Iterable[Change], measured: str) -> str:
+    """A table of changes, cheapest tier first; one line without any.
+
+    Args:
+        changes: what is to be shown.
+        measured: how many claims were judged, in words.
+    """
+    cells = sorted(changes, key=lambda change: TIERS.index(change.tier))
+    if not cells:
+        return f"Nothing changed: {measured}."
+    rows = [(f"`{claim}`", *rest) for claim, *rest in cells]
+    table = markdown(("claim", "seen by", "change", "verdict"), rows)
+    return f"Changed, {len(cells)} of {measured}:\n\n{table}"
+
+
+def _change(name: str, row: Row) -> Change | None:
+    """How a row differs from what is stored; None if it does not."""
+    if not row.accuracy.passed:
+        return Change(_claim(name, row), "accuracy", row.accuracy.text, "FAILED")
+    if row.verdict not in ("regressed", "improved", "undecided"):
+        return None
+    claim, _, what = moved(name, row).partition(": ")
+    return Change(claim, "speed", what, str(row.verdict))
 
 
 def _cells(name: str, row: Row) -> tuple[str, ...]:

@@ -202,6 +202,18 @@ class NativeEngine:
         real = np.broadcast_to(np.arange(encoding.k) < length, (length, encoding.k))
         return E_idx[start : start + length] - start, real
 
+    def work(self) -> dict[str, int]:
+        """The work of all jobs of this process so far; call it between jobs.
+
+        Returns:
+            `multiply_adds`, `matmuls` and wavefront `steps` since the process began, and
+            `peak_bytes`: the most that the library's buffers held at once since the last call,
+            above what they held then.
+        """
+        out = (ctypes.c_int64 * 4)()
+        self.library.mpnn_work(out)
+        return dict(zip(("multiply_adds", "matmuls", "steps", "peak_bytes"), out, strict=True))
+
     def synchronize(self) -> None:
         """Does nothing: every method returns when its job is done."""
 
@@ -343,5 +355,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         getattr(library, name).argtypes, getattr(library, name).restype = types, i32
     for name in ("mpnn_network_free", "mpnn_encoding_free"):
         getattr(library, name).argtypes, getattr(library, name).restype = [pointer], None
+    library.mpnn_work.argtypes, library.mpnn_work.restype = [pointer], None
     library.mpnn_neighbors.argtypes, library.mpnn_neighbors.restype = [pointer, pointer], None
     return library

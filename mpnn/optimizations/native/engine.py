@@ -202,18 +202,6 @@ class NativeEngine:
         real = np.broadcast_to(np.arange(encoding.k) < length, (length, encoding.k))
         return E_idx[start : start + length] - start, real
 
-    def work(self) -> dict[str, int]:
-        """The work of all jobs of this process so far; call it between jobs.
-
-        Returns:
-            `multiply_adds`, `matmuls` and wavefront `steps` since the process began, and
-            `peak_bytes`: the most that the library's buffers held at once since the last call,
-            above what they held then.
-        """
-        out = (ctypes.c_int64 * 4)()
-        self.library.mpnn_work(out)
-        return dict(zip(("multiply_adds", "matmuls", "steps", "peak_bytes"), out, strict=True))
-
     def synchronize(self) -> None:
         """Does nothing: every method returns when its job is done."""
 
@@ -231,6 +219,22 @@ class NativeEngine:
             cancel.value = 1  # without effect where the job is done
             thread.join()
         _check_status(status[0], message)
+
+
+def work() -> dict[str, int]:
+    """The work of all jobs of this process so far; call it between jobs.
+
+    Returns:
+        `multiply_adds`, `matmuls` and wavefront `steps` since the process began, and `peak_bytes`:
+        the most that the library's buffers held at once since the last call, above what they held
+        then.
+
+    Raises:
+        InputError: the library cannot be loaded; the message says why.
+    """
+    out = (ctypes.c_int64 * 4)()
+    _declared(load().handle).mpnn_work(out)
+    return dict(zip(("multiply_adds", "matmuls", "steps", "peak_bytes"), out, strict=True))
 
 
 def default_threads() -> int:

@@ -127,7 +127,7 @@ def digest(arrays: Arrays) -> str:
     total = hashlib.sha256()
     for name in sorted(arrays):
         total.update(f"{name} {arrays[name].shape} ".encode())
-        total.update(np.ascontiguousarray(arrays[name], "<f4"))
+        total.update(np.ascontiguousarray(arrays[name], "<f4").tobytes())
     return total.hexdigest()[:32]
 
 

@@ -15,6 +15,7 @@ conversions, compilations and buffers that are kept belong to no job.
 | `host_peak_bytes` | most bytes at once of numpy arrays and Python objects (tracemalloc)        |
 | `launches`        | of MLX kernels, read from its graphs                                       |
 | `nodes`           | of ONNX graphs, as executed                                                |
+| `lines`           | of this package's Python code, as executed                                 |
 | `threads`         | CPU time of the process over that of its busiest thread                    |
 
 Whole numbers are exact: the same in every process, whatever else the machine does.
@@ -23,31 +24,26 @@ Whole numbers are exact: the same in every process, whatever else the machine do
 from __future__ import annotations
 
 import gc
-import json
 import math
-import tempfile
+import sys
 import threading
 import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
-from unittest.mock import patch
 
-import torch
 from torch.autograd.profiler import profile
 
-from mpnn.optimizations.exact.decoder import Decoder
-from mpnn.optimizations.exact.workers import Workers
-from mpnn.optimizations.staged import StagedEngine
 from mpnn.regression.claims import Claim
+from mpnn.regression.counted_engines import Counters, counting
 from mpnn.regression.workloads import WORKLOADS, backbones, side
 from mpnn.variants import find_variant
 
-Counters = dict[str, int | float]
 Job = Callable[[], object]
 
 FACTORS = {
@@ -66,14 +62,14 @@ LINEAR = "mkldnn::_linear_pointwise"
 The weight is the second of six arguments, or, where a tensor is added too, the third of five.
 """
 
-ONNX_MATMULS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
-
 BUSY_SECONDS = 0.05
 """CPU time over which `threads` is measured: short jobs are repeated until they have used it."""
 
 THREADS = Path("/proc/self/task")
 """Where Linux shows the CPU time of every thread."""
 
+
+PACKAGE = str(Path(__file__).parents[1])
 
 MATMULS = {LINEAR, *FACTORS}
 
@@ -88,7 +84,10 @@ def count(claim: Claim) -> Counters:
     variant, workload = find_variant(claim.subject), WORKLOADS[claim.workload]
     with counting(variant.engine) as work:
         call = side(variant, workload, [backbones(workload, 0)]).call
-        return measure(partial(call, 0), work)
+        found = measure(partial(call, 0), work)
+    if variant.engine.startswith("mlx"):  # one thread traces and another computes, by design
+        found.pop("threads", None)
+    return found
 
 
 def measure(job: Job, work: Callable[[], Counters] = dict) -> Counters:
@@ -112,14 +111,36 @@ def in_torch_and_host(job: Job) -> Counters:
     try:
         with profile(record_shapes=True, profile_memory=True) as profiler:
             tracemalloc.start()
-            job()
+            with counted_lines() as lines:
+                job()
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
     finally:
         tracemalloc.stop()
         gc.enable()
     assert profiler.kineto_results is not None
-    return {**_of_torch(profiler.kineto_results.events()), "host_peak_bytes": peak}
+    return {**_of_torch(profiler.kineto_results.events()), "host_peak_bytes": peak, **lines}
+
+
+@contextmanager
+def counted_lines() -> Iterator[Counters]:
+    """Counts the lines of this package that this thread executes, so that a slow loop shows."""
+    found: Counters = {"lines": 0}
+    before = sys.gettrace()
+
+    def each(_: FrameType, event: str, __: object) -> Any:
+        found["lines"] += event == "line"
+        return each
+
+    def trace(frame: FrameType, _: str, __: object) -> Any:
+        path = frame.f_code.co_filename
+        return each if path.startswith(PACKAGE) and path != __file__ else None
+
+    sys.settrace(trace)
+    try:
+        yield found
+    finally:
+        sys.settrace(before)
 
 
 def _of_torch(events: Sequence[Any]) -> Counters:
@@ -156,185 +177,18 @@ def multiply_adds(operation: str, shapes: Sequence[Sequence[int]]) -> int:
     return math.prod(shapes[a]) * shapes[b][-1]
 
 
-@contextmanager
-def counting(engine: str) -> Iterator[Callable[[], Counters]]:
-    """Has an engine that is loaded inside count its work; what it has counted since the last call.
-
-    Args:
-        engine: its name.
-    """
-    with ExitStack() as stack:
-        # torch's profiler sees the memory of the thread that it runs in, so work is done in it.
-        stack.enter_context(patch.object(Workers, "run", lambda _, work: _inference(work)))
-        if engine == "exact-native":
-            yield stack.enter_context(_native())
-        elif engine.startswith("mlx"):
-            yield stack.enter_context(_mlx())
-        elif engine == "onnx":
-            yield stack.enter_context(_onnx())
-        else:
-            yield stack.enter_context(_steps())
-
-
-def _inference(work: Job) -> object:
-    with torch.inference_mode():
-        return work()
-
-
-@contextmanager
-def _native() -> Iterator[Callable[[], Counters]]:
-    from mpnn.optimizations.native.engine import work as totals
-
-    before: Counters = {}
-
-    def work() -> Counters:
-        now = totals()
-        new = {name: value - before.get(name, 0) for name, value in now.items()}
-        before.update(now)
-        return {**new, "peak_bytes": now["peak_bytes"]}
-
-    yield work
-
-
-@contextmanager
-def _steps() -> Iterator[Callable[[], Counters]]:
-    """Counts the wavefront steps of the exact engine in torch and of the staged ones."""
-    found: Counter[str] = Counter()
-    decode, run = Decoder.decode, StagedEngine.run
-
-    def counted_decode(self: Decoder, *args: Any) -> Any:
-        found["steps"] += 1
-        return decode(self, *args)
-
-    def counted_run(self: StagedEngine, stage: str, *inputs: Any) -> Any:
-        found["steps"] += stage == "step"
-        return run(self, stage, *inputs)
-
-    with (
-        patch.object(Decoder, "decode", counted_decode),
-        patch.object(StagedEngine, "run", counted_run),
-    ):
-        yield partial(_taken, found)
-
-
-def _taken(found: Counter[str]) -> Counters:
-    counters: Counters = dict(found)
-    found.clear()
-    return counters
-
-
-@contextmanager
-def _mlx() -> Iterator[Callable[[], Counters]]:
-    import mlx.core as mx
-
-    from mpnn.optimizations.mlx.engine import MLXEngine
-    from mpnn.optimizations.mlx.launches import launches
-
-    found: Counter[str] = Counter()
-    made = MLXEngine._made
-
-    def counted(self: MLXEngine, function: Callable[..., Any]) -> Callable[..., Any]:
-        function = made(self, function)
-
-        def call(*args: Any) -> Any:
-            found["launches"] += launches(function, *args).total()
-            return function(*args)
-
-        return call
-
-    def work() -> Counters:
-        peak = mx.get_peak_memory() - mx.get_active_memory()
-        mx.reset_peak_memory()
-        return {**_taken(found), "peak_bytes": peak}
-
-    with patch.object(MLXEngine, "_made", counted):
-        yield work
-
-
-@contextmanager
-def _onnx() -> Iterator[Callable[[], Counters]]:
-    import onnxruntime
-
-    made: list[Any] = []
-
-    class Profiled(onnxruntime.InferenceSession):  # type: ignore[misc]  # it has no types
-        """Writes every node that it executes to a file, which ends when it is read."""
-
-        runs = before = 0
-
-        def __init__(self, graph: bytes, options: Any, **how: Any) -> None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder, f"session{len(made)}"))
-            super().__init__(graph, options, **how)
-            made.append(self)
-
-        def run(self, *args: Any) -> Any:
-            self.runs += 1
-            return super().run(*args)
-
-    def work() -> Counters:
-        if made and not made[0].before:
-            for session in made:
-                session.before = session.runs
-            return {}
-        return _of_onnx([node for session in made for node in _nodes(session)])
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patch.object(onnxruntime, "InferenceSession", Profiled),
-    ):
-        yield work
-
-
-def _nodes(session: Any) -> list[Any]:
-    """What a profiled session has executed since its `before` runs."""
-    events = json.loads(Path(session.end_profiling()).read_text())
-    runs = sorted(event["ts"] for event in events if event["name"] == "model_run")
-    start = runs[session.before]
-    return [event for event in events if event["cat"] == "Node" and event["ts"] >= start]
-
-
-def _of_onnx(nodes: Sequence[Any]) -> Counters:
-    matmuls = [node["args"] for node in nodes if node["args"]["op_name"] in ONNX_MATMULS]
-
-    def sizes(shapes: Sequence[Any]) -> list[int]:
-        """The shape of the first of some arguments, each as {type: shape}."""
-        (found,) = shapes[0].values()
-        return list(found)
-
-    return {
-        "nodes": len(nodes),
-        "multiply_adds": sum(
-            math.prod(sizes(m["output_type_shape"])) * sizes(m["input_type_shape"])[-1]
-            for m in matmuls
-        ),
-        "peak_bytes": max(int(node["args"]["mem_in_use_peak"]) for node in nodes),
-    }
-
-
 def threads(job: Job) -> float:
     """CPU time of the process over that of its busiest thread, while a job runs: 1 of one thread.
 
-    CPU time over wall time would say the same on an idle machine. On a busy one it falls below 1
-    with two threads as with one; this does not, for no thread's CPU time counts what others use. A
-    Python thread that starts when another has ended continues it: of an engine that starts one for
-    every call, one runs at a time. Linux alone shows the times of threads.
+    CPU time over wall time would say the same on an idle machine. On a busy one it falls to 1 or
+    below with two threads as with one; this does not, for what others use is no thread's CPU time.
+    Linux alone shows the times of threads.
     """
-    ended: list[tuple[float, float, float]] = []
-    run = threading.Thread.run
-
-    def recorded(self: threading.Thread) -> None:
-        start = time.monotonic()
-        run(self)
-        ended.append((start, time.monotonic(), time.thread_time()))
-
     before, began = _thread_seconds(), time.process_time()
-    with patch.object(threading.Thread, "run", recorded):
-        while time.process_time() < began + BUSY_SECONDS:
-            job()
+    while time.process_time() < began + BUSY_SECONDS:
+        job()
     seconds = time.process_time() - began
-    alive = [now - before.get(thread, 0) for thread, now in _thread_seconds().items()]
-    return seconds / max(alive + _lanes(ended))
+    return seconds / max(now - before.get(thread, 0) for thread, now in _thread_seconds().items())
 
 
 def _thread_seconds() -> dict[int, float]:
@@ -347,15 +201,3 @@ def _thread_seconds() -> dict[int, float]:
             continue
     found[threading.get_native_id()] = time.thread_time()
     return found
-
-
-def _lanes(ended: list[tuple[float, float, float]]) -> list[float]:
-    """CPU seconds of threads (start, end, CPU seconds), those that follow one another in one."""
-    lanes: list[list[float]] = []  # end, CPU seconds
-    for start, end, seconds in sorted(ended):
-        lane = next((lane for lane in lanes if lane[0] <= start), None)
-        if lane is None:
-            lanes.append([end, seconds])
-        else:
-            lane[0], lane[1] = end, lane[1] + seconds
-    return [seconds for _, seconds in lanes]

@@ -36,9 +36,9 @@ PORTABLE = ("multiply_adds", "matmuls", "steps")
 MARGINS = {"peak_bytes": 0.05, "host_peak_bytes": 0.05, "lines": 0.10}
 """Counters that may differ by a share; all others are exact. Lines move with every edit."""
 
-SLACK = {"host_peak_bytes": 16_384, "lines": 100}
-"""Differences that are always allowed: the interpreter's own objects, some KB, are a large share of
-a small job's host memory."""
+SLACK = {"host_peak_bytes": 65_536, "lines": 100}
+"""Differences that are always allowed. Of host memory, up to 25 KB are the interpreter's own, for
+code that it traces for the first time: they depend on which claims were counted before."""
 
 THREADS_MARGIN = 0.10
 

@@ -10,8 +10,8 @@ conversions, compilations and buffers that are kept belong to no job.
 | `steps`           | wavefront steps                                                            |
 | `operations`      | torch operations on the thread of the job, those inside others too         |
 | `allocated_bytes` | of torch tensors, in sum                                                   |
-| `peak_bytes`      | most bytes at once: torch tensors, or the buffers of the native engine, MLX |
-|                   | or ONNX Runtime                                                            |
+| `peak_bytes`      | most bytes at once: torch tensors, or the buffers of the native engine or |
+|                   | of ONNX Runtime                                                            |
 | `host_peak_bytes` | most bytes at once of numpy arrays and Python objects (tracemalloc)        |
 | `launches`        | of MLX kernels, read from its graphs                                       |
 | `nodes`           | of ONNX graphs, as executed                                                |

@@ -18,7 +18,7 @@ conversions, compilations and buffers that are kept belong to no job.
 | `lines`           | of this package's Python code, as executed                                 |
 | `threads`         | CPU time of the process over that of its busiest thread                    |
 
-Whole numbers but `lines` and bytes at once are exact: the same in every process, whatever else runs.
+Whole numbers but `lines` and bytes at once are exact: the same in every process.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpnn.config import ARCHITECTURES, NetworkConfig
+from mpnn.errors import InputError
 from mpnn.optimizations import Engine, load_engine
 from mpnn.schedule import Order
 from mpnn.weights import Card, formula_weights, load_arrays, shipped
@@ -50,8 +51,16 @@ class Variant:
 
         Times do not depend on the values of weights; recovery does, and is stated of checkpoints
         alone.
+
+        Raises:
+            InputError: the checkpoint is damaged, or of a network of another configuration.
         """
         weights = load_arrays(self.architecture) if self._ships else formula_weights(self.config)
+        if weights.config != self.config:
+            raise InputError(
+                f"{self.architecture} is {self.config}, and its weights are of {weights.config}; "
+                f"a file called {self.architecture} here, or one that was swapped, hides them"
+            )
         return load_engine(weights, self.engine, self.device)
 
 

@@ -8,6 +8,7 @@ torch pickle (`mpnn.published_weights`).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from mpnn.atomic import write_whole
-from mpnn.config import ModelConfig, NetworkConfig, SSMConfig
+from mpnn.config import ARCHITECTURES, ModelConfig, NetworkConfig, SSMConfig
 from mpnn.download import PUBLISHED, cache_folder, cached, fetch, git_blob_id
 from mpnn.errors import InputError
 from mpnn.parameters import Arrays, deterministic_arrays, parameter_shapes
@@ -74,10 +75,17 @@ def load_arrays(name_or_path: str | Path) -> Checkpoint:
 
     Raises:
         InputError: `find_weights` finds nothing, or the file is damaged, would run code, is of
-            another form, or has a tensor that does not fit.
+            another form, has a tensor that does not fit or other tensors than its card states, or
+            is shipped under the name of another network.
     """
     path = find_weights(name_or_path)
     arrays, config, card = _read_own(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    named = ARCHITECTURES.get(path.stem)
+    if path.parent == SHIPPED and named and named != config:
+        raise InputError(
+            f"{path}: holds weights of {config}, and {path.stem} is {named}: the files have been "
+            "swapped; install mpnn again"
+        )
     return Checkpoint(arrays, config, {"name": path.stem, **card})
 
 
@@ -112,6 +120,15 @@ def load_published(path: str | Path) -> tuple[Network, Card]:
     """
     arrays, config, card = _read_pickle(_existing(path))
     return build_network(config, arrays), card
+
+
+def digest(arrays: Arrays) -> str:
+    """Digest of float32 parameters by name, which a card states of the weights it measured."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        total.update(f"{name} {arrays[name].shape} ".encode())
+        total.update(np.ascontiguousarray(arrays[name], "<f4").tobytes())
+    return total.hexdigest()[:32]
 
 
 def formula_weights(config: NetworkConfig) -> Network:
@@ -301,7 +318,21 @@ def _read_own(path: Path) -> Checkpoint:
     if not isinstance(about, dict) or not isinstance(about.get("card"), dict):
         raise InputError(f"{path}: has no configuration inside; mpnn did not write this file")
     config = _stored_config(path, about.get("config"))
-    return Checkpoint(_checked(path, _from_int8(stored), config), config, about["card"])
+    arrays = _checked(path, _from_int8(stored), config)
+    _check_digest(path, arrays, about["card"])
+    return Checkpoint(arrays, config, about["card"])
+
+
+def _check_digest(path: Path, arrays: Arrays, card: Card) -> None:
+    """Refuses tensors other than those whose recovery the card states, where it has a digest."""
+    measured = card.get("measured")
+    stated = measured.get("digest") if isinstance(measured, dict) else None
+    if stated is not None and stated != (found := digest(arrays)):
+        raise InputError(
+            f"{path}: its tensors have digest {found}, and its card states the recovery of "
+            f"{stated}; copy the file again or install mpnn again, or, if the change is meant, "
+            "leave `measured` out of the card"
+        )
 
 
 def _read_pickle(path: Path) -> Checkpoint:

@@ -3,6 +3,9 @@
 from mpnn.regression import plugin
 
 
-def pytest_addoption(parser, pluginmanager):  # noqa: ARG001 (a hook's argument)
+def pytest_addoption(parser, pluginmanager):
     """Registers the plugin before its options are parsed."""
     pluginmanager.register(plugin, "mpnn-regression")
+    parser.addoption(
+        "--record-counters", action="store_true", help="store the work counters of these claims"
+    )

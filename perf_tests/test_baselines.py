@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -110,12 +111,27 @@ def test_a_broken_run_is_an_error(tmp_path, text, reason):
         baselines.history(path.parent)
 
 
-def test_portable_rows_are_the_median_over_machines(tmp_path):
-    """An unknown machine is judged by the median of the latest runs of the others."""
-    for name, ratio in (("chip-a", -1.0), ("chip-b", -2.0), ("chip-c", -4.0)):
-        baselines.write(tmp_path / name, run(name, {"t": row(9.0)}))
-        baselines.write(tmp_path / name, run(name, {"t": row(ratio)}))
-    assert baselines.portable_rows(baselines.latest_runs(tmp_path)) == {"t": -2.0}
+def test_committed_runs_never_change():
+    """Stored runs are append-only: no commit has changed or removed one."""
+    root = Path(baselines.__file__).parents[2]
+    command = ["git", "-C", str(root), "log", "--diff-filter=MDR", "--name-only", "--format="]
+    done = subprocess.run([*command, "--", "baselines"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a clone: there is no history")
+    runs = [f for folder in baselines.machines(root / "baselines") for f in folder.glob("0*.json")]
+    names = {str(run.relative_to(root)) for run in runs}
+    assert names & set(done.stdout.split()) == set()
+
+
+def test_an_edited_ratio_is_refused(tmp_path):
+    """A ratio that its own seconds contradict was edited, in whichever of the two."""
+    rows = {"t": row(-1.0) | {"subject_seconds": 1.0, "reference_seconds": 2.718}}
+    baselines.write(tmp_path / "chip-a", run("chip-a", rows))
+    assert baselines.latest_runs(tmp_path)
+    rows["t"]["log_ratio"] = -1.2
+    baselines.write(tmp_path / "chip-a", run("chip-a", rows))
+    with pytest.raises(InputError, match=r"one of them was edited: restore the file"):
+        baselines.latest_runs(tmp_path)
 
 
 def test_what_machines_have_in_common(tmp_path):
@@ -132,6 +148,7 @@ def test_what_machines_have_in_common(tmp_path):
     few = baselines.Run(tmp_path, "chip-d", "", {"chip-b": runs[1].rows["chip-b"]}, 1)
     assert baselines.common_rows([*runs, few]) == {"t", "chip-b"}
     assert baselines.stated_recoveries(runs) == {"t": 41.0}
+    assert baselines.stated_recoveries(runs, "chip-a") == {"t": 40.0}  # its own comes first
 
 
 def test_refusals_name_noise_and_accuracy():

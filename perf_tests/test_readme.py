@@ -95,9 +95,9 @@ def test_example_row_is_judged(engine, monkeypatch):
     assert not claims.not_measured_here(CLAIM)
     rule = Rule(pairs=7, looks=1, alpha_fail=1 / 128, alpha_pass=1 / 128, shortest_run=1e-3)
     seconds = iter(range(10_000))
-    session = Session(stored=None, portable={})
-    timing = session.time(CLAIM.id, *workloads.sides(CLAIM), rule, 0, lambda: next(seconds))
-    row = session.row(CLAIM.id, timing, rule, workloads.accuracy(CLAIM, timing))
+    session = Session()
+    timings = session.time(CLAIM.id, *workloads.sides(CLAIM), rule, 0, lambda: next(seconds))
+    row = session.row(CLAIM.id, timings, rule, workloads.accuracy(CLAIM, timings.shown))
     assert row.accuracy.passed
     assert row.accuracy.text.startswith("equal")
     assert row.verdict is Verdict.NOT_RECORDED

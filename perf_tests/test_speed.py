@@ -9,7 +9,7 @@ from mpnn.errors import InputError
 from mpnn.optimizations.exact.workers import flush_denormals
 from mpnn.regression.claims import BY_ID, CLAIMS, not_measured_here
 from mpnn.regression.plugin import GATE
-from mpnn.regression.workloads import about, accuracy, exact_details, sides
+from mpnn.regression.workloads import about, accuracy, exact_details, gate, sides
 
 
 @pytest.fixture(autouse=True)
@@ -58,4 +58,5 @@ def test_claim(claim, id_, request):
     said = about(row)
     if request.config.getoption("record"):
         said |= exact_details(row)
-    claim(subject, reference, accuracy=functools.partial(accuracy, row), rule=row.rule, about=said)
+    check = functools.partial(accuracy, row)
+    claim(subject, reference, accuracy=check, rule=row.rule, about=said, gate=gate(row))

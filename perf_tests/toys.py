@@ -7,6 +7,7 @@ Those that end in {} are JSON objects: a value for each claim by name.
 - `TOY_SLOW_ONCE` {}: the same, but not in the fresh process that confirms.
 - `TOY_NOISE`: noise of every timed run, standard deviation of its logarithm.
 - `TOY_NOISE_OF` {}: the same for one claim.
+- `TOY_GATE` {}: true where a claim is gated beside something short, its reference being long.
 - `TOY_WRONG` {}: true when the outputs of the subject are to be wrong.
 - `TOY_DRIFT`: factor by which the control's first side is slower: a reference unlike itself.
 - `TOY_REAL`: set for real work on the real clock.
@@ -20,7 +21,8 @@ import time
 
 from mpnn.regression import session
 from mpnn.regression.rows import Accuracy
-from mpnn.regression.timing import Side, measure
+from mpnn.regression.timing import Gate, Side, measure
+from mpnn.regression.verdict import Rule
 from mpnn.studies.project import real_side
 
 
@@ -70,7 +72,13 @@ def subject_and_reference(clock, name, confirming):
     if "TOY_REAL" in os.environ:
         return real_side(250, slow), real_side(500, 1.0)
     noise = planted("NOISE_OF", name)
-    return clock.side(0.02 * slow, noise=noise), clock.side(0.04, noise=noise)
+    long = 2.0 if planted("GATE", name) else 0.04
+    return clock.side(0.02 * slow, noise=noise), clock.side(long, noise=noise)
+
+
+def gate_of(clock, name):
+    """What a claim is gated beside; None for its reference."""
+    return Gate("short", clock.side(0.02), Rule()) if planted("GATE", name) else None
 
 
 def plant_drift(clock):
@@ -90,7 +98,8 @@ def same_outputs(name):
 
     def check(timing):
         subject, reference = timing.outputs
-        passed = subject == reference and not planted("WRONG", name)
+        same = all(subject[number] == output for number, output in reference.items())
+        passed = same and not planted("WRONG", name)
         return Accuracy(passed, "outputs equal" if passed else "outputs differ")
 
     return check

@@ -15,7 +15,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from mpnn.atomic import write_whole
@@ -167,15 +166,6 @@ def latest_runs(root: Path) -> list[Run]:
     return [load(run_files(folder)[-1]) for folder in machines(root)]
 
 
-def portable_rows(runs: Iterable[Run]) -> dict[str, float]:
-    """Log-ratio of each row, the median over the latest runs of every machine."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        for name, row in run.rows.items():
-            found.setdefault(name, []).append(row.log_ratio)
-    return {name: median(ratios) for name, ratios in found.items()}
-
-
 def common_rows(runs: Iterable[Run]) -> set[str]:
     """Rows that two of some runs have, or the only one has; empty without runs.
 
@@ -186,11 +176,14 @@ def common_rows(runs: Iterable[Run]) -> set[str]:
     return {name for name, count in times.items() if count >= min(2, len(runs))}
 
 
-def stated_recoveries(runs: Iterable[Run]) -> dict[str, float]:
-    """Recovery in per cent of each row that states one, on the machine that recorded it last."""
-    rows = [item for run in runs for item in run.rows.items()]
-    rows.sort(key=lambda item: item[1].recorded)
-    figures = {name: row.accuracy.figures for name, row in rows}
+def stated_recoveries(runs: Iterable[Run], hardware: str = "") -> dict[str, float]:
+    """Recovery in per cent of each row that states one.
+
+    This machine's row counts first, then that of the machine that recorded it last.
+    """
+    rows = [(run.hardware == hardware, *item) for run in runs for item in run.rows.items()]
+    rows.sort(key=lambda item: (item[0], item[2].recorded))
+    figures = {name: row.accuracy.figures for _, name, row in rows}
     return {name: found["recovery"] for name, found in figures.items() if "recovery" in found}
 
 

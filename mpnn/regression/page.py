@@ -164,10 +164,10 @@ def counters(root: Path) -> dict[str, dict[str, dict[str, Any]]]:
     path = root / COUNTERS
     found: dict[str, dict[str, dict[str, Any]]] = {}
     try:
-        for instructions, claims in baselines.stored_study(path).items():
-            for claim, values in claims.items():
+        for instructions, stored in baselines.stored_study(path).items():
+            for claim, values in stored["claims"].items():
                 found.setdefault(claim, {})[instructions] = dict(values)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
             f"{path} does not hold counters by instruction set and claim ({error!r}); restore it "
             f"from version control"

@@ -26,10 +26,9 @@ from mpnn.regression import against, baselines, machine
 from mpnn.regression.rows import Row
 from mpnn.regression.session import Check, Session, require_committed
 from mpnn.regression.tables import moved, session_markdown, session_table
-from mpnn.regression.timing import Clock, PairedTiming, Side
+from mpnn.regression.timing import Clock, Gate, PairedTiming, Side
 from mpnn.regression.verdict import (
     CHANGED,
-    PORTABLE_MARGIN,
     Outcome,
     Rule,
     confirmed,
@@ -62,6 +61,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--quick", action="store_true", help="one short look and a margin of 10 %%: local work"
+    )
+    group.addoption(
+        "--accept",
+        metavar="ID",
+        default="",
+        help="with --record: store claims whose ids contain "
+        "this although they are slower than the best or the first stored row",
     )
     group.addoption("--summary", metavar="PATH", help="write the table to PATH, as Markdown")
     group.addoption(
@@ -96,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hardware = machine.this_machine().id
     option.benchmark_storage = f"file://{root / hardware}"
     try:
-        session = Session.of(root, hardware, option.record, option.quick)
+        session = Session.of(root, hardware, option.record, option.quick, option.accept)
         if option.record:
             config.stash[COMMIT] = require_committed(config.rootpath)
     except InputError as error:
@@ -206,7 +212,7 @@ ClaimFixture = Callable[..., PairedTiming]
 def claim(
     benchmark: Any, request: pytest.FixtureRequest, perf_clock: Clock, perf_control: Side | None
 ) -> ClaimFixture:
-    """`claim(subject, reference, accuracy=..., rule=..., about=...)` times, checks and judges."""
+    """`claim(subject, reference, accuracy=, rule=, about=, gate=)` times, checks and judges."""
     config, name = request.config, request.node.nodeid
     session = config.stash[GATE]
 
@@ -217,6 +223,7 @@ def claim(
         accuracy: Check,
         rule: Rule = Rule(),  # noqa: B008 (frozen)
         about: Mapping[str, Any] | None = None,
+        gate: Gate | None = None,
     ) -> PairedTiming:
         if benchmark.disabled:
             pytest.fail("benchmarks are disabled (xdist or --benchmark-disable): not timed", False)
@@ -224,15 +231,15 @@ def claim(
             pytest.fail("this claim has run in this session before: reruns are not allowed", False)
         seed = zlib.crc32(name.encode())
         session.time_control(perf_control or reference, seed, perf_clock)
-        timing = session.time(name, subject, reference, rule, seed, perf_clock)
-        _fill(benchmark, subject, timing)
-        row = replace(session.row(name, timing, rule, accuracy(timing)), about=dict(about or {}))
-        session.rows[name] = row
+        timings = session.time(name, subject, reference, rule, seed, perf_clock, gate)
+        _fill(benchmark, subject, timings.judged)
+        row = session.row(name, timings, rule, accuracy(timings.shown), gate)
+        row = session.rows[name] = replace(row, about=dict(about or {}))
         if row.verdict in CHANGED and not config.option.confirm:
             row = session.rows[name] = _confirm(config, name, row)
         benchmark.extra_info.update(row.extra_info())
-        _end(_outcome(config, row))
-        return timing
+        _end(_outcome(config, name, row))
+        return timings.judged
 
     return run
 
@@ -260,13 +267,14 @@ def _confirm(config: pytest.Config, name: str, row: Row) -> Row:
     return confirmed(row, Row.of(again), bool(void), config.stash[GATE].recording)
 
 
-def _outcome(config: pytest.Config, row: Row) -> Outcome:
+def _outcome(config: pytest.Config, name: str, row: Row) -> Outcome:
     """The outcome of a claim's test; with --confirm its row goes to a file instead."""
     session, path = config.stash[GATE], config.option.confirm
     if path:
         Path(path).write_text(json.dumps({**row.extra_info(), "void": session.void}))
         return Outcome()
-    return outcome(row, session.void, session.recording, session.stored is not None)
+    stored = session.stored or {}
+    return outcome(row, session.void, session.recording, stored.get(name), bool(stored))
 
 
 def _end(found: Outcome) -> None:
@@ -394,7 +402,7 @@ def pytest_terminal_summary(
                 f"{len(unjudged)} stored claims were not judged; `-m ''` adds the slow ones"
             )
         if gate.stored is None:
-            terminalreporter.write_line(_welcome(bool(gate.portable)), yellow=True)
+            terminalreporter.write_line(_welcome(), yellow=True)
     found = config.stash.get(MOVED, [])
     for line in found:
         terminalreporter.write_line(f"{line}, confirmed in a fresh process: stored", yellow=True)
@@ -411,19 +419,15 @@ def _write_summary(config: pytest.Config, table: str, problems: list[str]) -> No
         write_whole(config.option.summary, f"{table}\n\n{said}")
 
 
-def _welcome(others: bool) -> str:
-    """What a first run on a machine means; `others` is whether any machine has a stored run."""
+def _welcome() -> str:
+    """What a first run on a machine means."""
     name = machine.this_machine().id
-    held = (
-        f"its claims were judged by the ratios of the recorded machines, with a margin of "
-        f"{PORTABLE_MARGIN:.0%}"
-        if others
-        else "no other machine has one either, so its claims were judged by nothing"
-    )
     return (
-        f"{name} has no stored run yet: {held}. To gate at each claim's own margin, close other "
-        f"work, run `tox -e record` in a clean clone, renew the tables by `mpnn report --readme "
-        f"README.md --results baselines/RESULTS.md`, and commit them with baselines/{name}/."
+        f"{name} has no stored run yet: work counters and accuracy were gated, speed was not. "
+        "`--against REV` judges speed against a commit on any machine. To gate it here, close "
+        "other work, run `tox -e record` in a clean clone, renew the tables by `mpnn report "
+        "--readme README.md --results baselines/RESULTS.md`, and commit them with "
+        f"baselines/{name}/."
     )
 
 

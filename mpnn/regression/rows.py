@@ -15,6 +15,9 @@ from mpnn.errors import InputError
 
 NUMBERS = frozenset({"log_ratio", "log_ratio_low", "log_ratio_high", "margin", "subject_seconds"})
 WORDS = frozenset({"verdict", "commit", "recorded"})
+EDITED = 0.10
+"""Fraction by which a stored ratio may differ from that of its seconds."""
+
 REQUIRED = NUMBERS | WORDS | {"versions", "accuracy"}
 
 
@@ -42,6 +45,11 @@ class Row:
         pairs: run pairs.
         looks: looks at the data.
         repeats: calls per timed run of subject and reference.
+        gate_reference: what the row is gated against where that is not the reference, such as
+            "matmuls"; "" where it is.
+        gate_log_ratio: median of ln(subject / gate reference); `_low` and `_high` bound it. None
+            where the reference itself is the gate's.
+        gate_seconds: median of one call of the gate reference.
         expected: log-ratio that the row was judged against; None where no figure was stored.
         first_verdict: verdict before a fresh process measured the claim again; "" if none did.
         second_log_ratio: what that process measured.
@@ -64,6 +72,11 @@ class Row:
     pairs: int = 0
     looks: int = 0
     repeats: tuple[int, ...] = ()
+    gate_reference: str = ""
+    gate_log_ratio: float | None = None
+    gate_log_ratio_low: float | None = None
+    gate_log_ratio_high: float | None = None
+    gate_seconds: float | None = None
     expected: float | None = None
     first_verdict: str = ""
     second_log_ratio: float | None = None
@@ -93,7 +106,30 @@ class Row:
             raise InputError(f"row {name} needs strings in {', '.join(sorted(WORDS))}")
         if not {"passed", "text"} <= info["accuracy"].keys():
             raise InputError(f"row {name} does not say whether its accuracy passed")
-        return cls.of(info)
+        row = cls.of(info)
+        row._check_seconds(name)
+        return row
+
+    def _check_seconds(self, name: str) -> None:
+        """Refuses a ratio that its own seconds contradict: somebody has edited one of them.
+
+        The median of ratios is near the ratio of medians: of all rows recorded so far the
+        furthest, of seven pairs, is 9.7 % off.
+
+        Raises:
+            InputError: they differ by more than `EDITED`.
+        """
+        pairs = ((self.log_ratio, self.reference_seconds), (self.gate_log_ratio, self.gate_seconds))
+        for log_ratio, seconds in pairs:
+            if log_ratio is None or seconds is None or self.subject_seconds <= 0 or seconds <= 0:
+                continue
+            off = abs(log_ratio - math.log(self.subject_seconds / seconds))
+            if off > math.log1p(EDITED):
+                raise InputError(
+                    f"row {name} says that its subject takes {math.exp(log_ratio):.4g} of the "
+                    f"reference's time, and its seconds {self.subject_seconds / seconds:.4g}; one "
+                    "of them was edited: restore the file from version control"
+                )
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> Row:
@@ -124,14 +160,19 @@ class Row:
         return math.exp(-self.log_ratio_high), math.exp(-self.log_ratio_low)
 
     @property
+    def judged(self) -> tuple[float, float, float]:
+        """The log-ratio that the gate judges, and its interval."""
+        gate = self.gate_log_ratio, self.gate_log_ratio_low, self.gate_log_ratio_high
+        if gate[0] is not None and gate[1] is not None and gate[2] is not None:
+            return gate[0], gate[1], gate[2]
+        return self.log_ratio, self.log_ratio_low, self.log_ratio_high
+
+    @property
     def moved(self) -> tuple[float, float, float]:
         """Change of the time ratio against the expected one, as a fraction, with its interval.
 
         Only where a figure was expected.
         """
         assert self.expected is not None
-        at, low, high = (
-            math.expm1(value - self.expected)
-            for value in (self.log_ratio, self.log_ratio_low, self.log_ratio_high)
-        )
+        at, low, high = (math.expm1(value - self.expected) for value in self.judged)
         return at, low, high

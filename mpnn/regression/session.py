@@ -6,32 +6,85 @@ Every way of passing without having gated anything is a problem that is named he
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpnn.errors import InputError
 from mpnn.regression import baselines
 from mpnn.regression.rows import Accuracy, Row
-from mpnn.regression.timing import Clock, PairedTiming, Side, garbage_collection_off, measure
+from mpnn.regression.timing import (
+    Clock,
+    Gate,
+    PairedTiming,
+    Side,
+    garbage_collection_off,
+    measure,
+)
 from mpnn.regression.verdict import (
-    PORTABLE_MARGIN,
     RECORDING,
     Expectation,
     Rule,
     Verdict,
     held_recovery,
+    laxer,
     quick,
     speed_verdict,
 )
 
 CONTROL_LOOKS = 2
+LEANING = 2
+"""Undecided claims of one engine that must lean the same way to be one verdict."""
+
 UNDECIDED_SHARE = 0.2
 """Above this share of undecided claims (and more than one) the machine is too noisy to gate."""
 
 Check = Callable[[PairedTiming], Accuracy]
+
+
+class Timings(NamedTuple):
+    """Two timings of a subject, the same where the reference is the gate's too.
+
+    Attributes:
+        judged: beside the gate reference.
+        shown: beside the reference.
+    """
+
+    judged: PairedTiming
+    shown: PairedTiming
+
+
+def one_pair(judged: PairedTiming, reference: Side, clock: Clock) -> PairedTiming:
+    """A timing beside a reference that is called once: for its outputs, and a rough ratio."""
+    start = clock()
+    output = reference.call(0)
+    seconds = max((clock() - start) / reference.units, 1e-9)
+    subject = median(judged.subject_seconds)
+    return replace(
+        judged,
+        log_ratios=(math.log(subject / seconds),),
+        subject_seconds=(subject,),
+        reference_seconds=(seconds,),
+        outputs=(judged.outputs[0], {0: output}),
+    )
+
+
+def answered_anew(accuracy: Accuracy, timing: PairedTiming) -> Accuracy:
+    """Fails a subject that answers from a cache: it takes longer for what it has never seen."""
+    if not timing.cached:
+        return accuracy
+    return replace(
+        accuracy,
+        passed=False,
+        text=f"an input never given before takes {timing.unseen:.1f} times as long as the others: "
+        "its outputs are cached",
+    )
+
+
+def _short(name: str) -> str:
+    return name.rpartition("[")[2].rstrip("]") or name
 
 
 @dataclass
@@ -39,31 +92,33 @@ class Session:
     """What one session expects, measures and misses.
 
     Attributes:
-        stored: rows of this machine's latest run by test id; None on an unknown machine.
-        portable: log-ratios of all recorded machines, for rows that this one has not.
-        recording: measure until a row can be stored, then compare it with the run before.
+        history: rows of this machine's runs by test id, oldest run first; empty on an unknown one.
+        recording: measure until a row can be stored, then compare it with those stored.
         quick: coarser rule, for local work.
-        recoveries: recovery in per cent that the row recorded last states, on whatever machine.
+        recoveries: recovery in per cent that the row recorded last states; this machine's first.
         common: rows that every recorded machine has, of which an unknown one must not lack any.
         retired: rows that may be missing.
+        accepted: part of the ids of rows that a recording may store although they are slower.
         rows: what this session measured, by test id.
         excused: claims that this machine cannot measure.
         control: the reference against itself.
     """
 
-    stored: Mapping[str, Row] | None
-    portable: Mapping[str, float]
+    history: Sequence[Mapping[str, Row]] = ()
     recording: bool = False
     quick: bool = False
     recoveries: Mapping[str, float] = field(default_factory=dict)
     common: Collection[str] = ()
     retired: Collection[str] = ()
+    accepted: str = ""
     rows: dict[str, Row] = field(default_factory=dict)
     excused: set[str] = field(default_factory=set)
     control: PairedTiming | None = None
 
     @classmethod
-    def of(cls, root: Path, hardware: str, recording: bool, quick: bool) -> Session:
+    def of(
+        cls, root: Path, hardware: str, recording: bool, quick: bool, accepted: str = ""
+    ) -> Session:
         """A session of one machine against the runs below `root`.
 
         Raises:
@@ -71,28 +126,41 @@ class Session:
         """
         history, latest = baselines.history(root / hardware), baselines.latest_runs(root)
         return cls(
-            stored=history[-1].rows if history else None,
-            portable=baselines.portable_rows(latest),
+            history=[run.rows for run in history],
             recording=recording,
             quick=quick,
-            recoveries=baselines.stated_recoveries(latest),
+            recoveries=baselines.stated_recoveries(latest, hardware),
             common=baselines.common_rows(latest),
             retired={row.test for row in baselines.retired(root)},
+            accepted=accepted,
         )
 
-    def expectation(self, name: str, rule: Rule) -> Expectation:
-        """What a claim is judged against in this session, and by which rule."""
+    @property
+    def stored(self) -> Mapping[str, Row] | None:
+        """Rows of this machine's latest run; None on an unknown machine."""
+        return self.history[-1] if self.history else None
+
+    def expectation(self, name: str, rule: Rule, gate: Gate | None = None) -> Expectation:
+        """What a claim is judged against in this session, and by which rule.
+
+        Args:
+            name: test id.
+            rule: of the claim.
+            gate: its gate reference; None where the reference itself is one. A row that was stored
+                without one has no figure to be gated against.
+        """
         own = (self.stored or {}).get(name)
+        used = gate.rule if gate else rule
+        expected = None
+        if own is not None and own.gate_reference == (gate.name if gate else ""):
+            expected = own.judged[0]
         if self.recording:  # noise costs time here, not the row
-            longer = replace(rule, looks=RECORDING * rule.looks, budget=RECORDING * rule.budget)
-            return Expectation(own.log_ratio if own else None, longer, own is not None)
-        rule, recovery = quick(rule) if self.quick else rule, self.recoveries.get(name)
-        if own is not None:
-            return Expectation(own.log_ratio, rule, True, recovery)
-        if rule.portable and name in self.portable:
-            wide = replace(rule, margin=max(rule.margin, PORTABLE_MARGIN))
-            return Expectation(self.portable[name], wide, False, recovery)
-        return Expectation(None, replace(rule, looks=1), False, recovery)
+            longer = replace(used, looks=RECORDING * used.looks, budget=RECORDING * used.budget)
+            return Expectation(expected, longer)
+        used = quick(used) if self.quick else used
+        if expected is None:
+            used = replace(used, looks=1)
+        return Expectation(expected, used, self.recoveries.get(name))
 
     def time_control(self, side: Side, seed: int, clock: Clock) -> None:
         """Times a side against itself, once a session, by the standard rule."""
@@ -105,36 +173,103 @@ class Session:
             self.control = measure(side, side, rule, expected=0.0, seed=seed, clock=clock)
 
     def time(
-        self, name: str, subject: Side, reference: Side, rule: Rule, seed: int, clock: Clock
-    ) -> PairedTiming:
-        """Times one claim; in a recording until its row can be stored, whatever is expected."""
-        expected = self.expectation(name, rule)
+        self,
+        name: str,
+        subject: Side,
+        reference: Side,
+        rule: Rule,
+        seed: int,
+        clock: Clock,
+        gate: Gate | None = None,
+    ) -> Timings:
+        """Times one claim; in a recording until its row can be stored, whatever is expected.
+
+        Where there is a gate reference, the reference is timed against it in recordings alone.
+        Otherwise it is called once, so that there are outputs to compare with.
+        """
+        expected = self.expectation(name, rule, gate)
         against = None if self.recording else expected.log_ratio
         with garbage_collection_off():
-            return measure(
-                subject, reference, expected.rule, expected=against, seed=seed, clock=clock
+            judged = measure(
+                subject,
+                gate.side if gate else reference,
+                expected.rule,
+                expected=against,
+                seed=seed,
+                clock=clock,
             )
+            if gate is None:
+                return Timings(judged, judged)
+            if not self.recording:
+                return Timings(judged, one_pair(judged, reference, clock))
+            return Timings(judged, measure(subject, reference, rule, seed=seed, clock=clock))
 
-    def row(self, name: str, timing: PairedTiming, rule: Rule, accuracy: Accuracy) -> Row:
+    def row(
+        self,
+        name: str,
+        timings: Timings,
+        rule: Rule,
+        accuracy: Accuracy,
+        gate: Gate | None = None,
+    ) -> Row:
         """The judged row of one claim."""
-        expected = self.expectation(name, rule)
-        used = expected.rule
-        low, high = timing.interval(used.alpha_pass)
-        return Row(
-            log_ratio=timing.log_ratio,
-            log_ratio_low=low,
-            log_ratio_high=high,
+        expected = self.expectation(name, rule, gate)
+        used, judged, shown = expected.rule, timings.judged, timings.shown
+        low, high = judged.interval(used.alpha_pass)
+        ends = (
+            shown.interval(rule.alpha_pass) if len(shown.log_ratios) > 1 else (shown.log_ratio,) * 2
+        )
+        row = Row(
+            log_ratio=shown.log_ratio,
+            log_ratio_low=low if gate is None else ends[0],
+            log_ratio_high=high if gate is None else ends[1],
             margin=used.margin,
-            subject_seconds=median(timing.subject_seconds),
-            verdict=speed_verdict(timing.verdict, timing.log_ratio, expected, self.recording),
-            accuracy=held_recovery(accuracy, expected.recovery),
-            reference_seconds=median(timing.reference_seconds),
+            subject_seconds=median(judged.subject_seconds),
+            verdict=speed_verdict(judged.verdict, judged.log_ratio, expected, self.recording),
+            accuracy=held_recovery(answered_anew(accuracy, judged), expected.recovery),
+            reference_seconds=median(shown.reference_seconds),
             confidence=1 - 2 * used.alpha_pass,
-            pairs=len(timing.log_ratios),
-            looks=timing.looks,
-            repeats=timing.repeats,
+            pairs=len(judged.log_ratios),
+            looks=judged.looks,
+            repeats=judged.repeats,
             expected=expected.log_ratio,
         )
+        if gate is None:
+            return self._crept(name, row)
+        gated = replace(
+            row,
+            gate_reference=gate.name,
+            gate_log_ratio=judged.log_ratio,
+            gate_log_ratio_low=low,
+            gate_log_ratio_high=high,
+            gate_seconds=median(judged.reference_seconds),
+        )
+        own = (self.stored or {}).get(name)
+        if not self.recording and own is not None:  # one call has no interval; a recording had one
+            gated = replace(
+                gated,
+                log_ratio=own.log_ratio,
+                log_ratio_low=own.log_ratio_low,
+                log_ratio_high=own.log_ratio_high,
+            )
+        return self._crept(name, gated)
+
+    def _crept(self, name: str, row: Row) -> Row:
+        """A recorded row that is slower than the best or the first stored one is a regression.
+
+        Rows that each lie within the margin of the one before may drift as far as they like.
+        """
+        earlier = [
+            rows[name].judged[0]
+            for rows in self.history
+            if name in rows and rows[name].gate_reference == row.gate_reference
+        ]
+        if not self.recording or not earlier or (self.accepted and self.accepted in name):
+            return row
+        for before in (min(earlier), earlier[0]):
+            if row.judged[0] > before + math.log1p(row.margin):
+                return replace(row, verdict=Verdict.REGRESSED, expected=before)
+        return row
 
     @property
     def void(self) -> str:
@@ -155,8 +290,11 @@ class Session:
 
     @property
     def expected_rows(self) -> list[str]:
-        """Stored rows that a session must not lack: of this machine, or of all recorded ones."""
-        rows = self.common if self.stored is None else self.stored
+        """Stored rows that a session must not lack: of any run of this machine, or of all others.
+
+        A row that was cut out of the newest run is still one that this machine had.
+        """
+        rows = dict.fromkeys(name for rows in self.history for name in rows) or self.common
         return [name for name in rows if name not in self.retired]
 
     def problems(
@@ -190,10 +328,18 @@ class Session:
         return found + self._idle(selected)
 
     def _idle(self, selected: Collection[str]) -> list[str]:
-        """Why the session gated too little; empty if it gated enough."""
+        """Why the session gated too little, or what its claims say together; empty if it is well.
+
+        On a machine without a stored run, counters and accuracy are what gates.
+        """
         verdicts = [row.verdict for row in self.rows.values()]
         found = []
-        if selected and all(v in (Verdict.NOT_RECORDED, Verdict.UNDECIDED) for v in verdicts):
+        idle = (
+            {Verdict.UNDECIDED}
+            if self.stored is None
+            else {Verdict.NOT_RECORDED, Verdict.UNDECIDED}
+        )
+        if selected and (not verdicts or idle >= set(verdicts)):
             found.append("nothing was gated: no claim was decided against a stored figure")
         undecided = verdicts.count(Verdict.UNDECIDED)
         if undecided > max(1, UNDECIDED_SHARE * len(verdicts)):
@@ -201,7 +347,34 @@ class Session:
                 f"{undecided} of {len(verdicts)} claims are undecided: "
                 f"this machine is too noisy to gate on now"
             )
-        return found
+        return found + self._leaning() + self._laxer()
+
+    def _leaning(self) -> list[str]:
+        """Engines whose undecided claims lean one way: together they are decided."""
+        groups: dict[tuple[str, bool], list[str]] = {}
+        for name, row in self.rows.items():
+            if row.verdict == Verdict.UNDECIDED and row.expected is not None:
+                engine = str(row.about.get("engine", ""))
+                groups.setdefault((engine, row.judged[0] > row.expected), []).append(name)
+        return [
+            f"{', '.join(_short(name) for name in names)}: undecided one by one, and all of engine "
+            f"{engine or 'unknown'} {'slower: regressed' if slower else 'faster: improved'}"
+            for (engine, slower), names in groups.items()
+            if len(names) >= LEANING
+        ]
+
+    def _laxer(self) -> list[str]:
+        """Rows whose rules demand less than when they were stored."""
+        if self.quick or self.stored is None:
+            return []
+        pairs = ((name, row, self.stored.get(name)) for name, row in self.rows.items())
+        found = ((name, laxer(row, own)) for name, row, own in pairs if own is not None)
+        return [
+            f"{_short(name)}: its rules are laxer than those of the stored row ({what}): undo "
+            "that, or record it with `tox -e record`"
+            for name, what in found
+            if what
+        ]
 
     def control_info(self) -> dict[str, Any]:
         """The control as it is stored with a run; {} before it was timed."""

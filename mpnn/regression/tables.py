@@ -118,6 +118,8 @@ def _claim(name: str, row: Row) -> str:
 
 def moved(name: str, row: Row) -> str:
     """A row that changed against the stored one: from what, to what."""
+    if row.gate_reference:
+        return f"{_claim(name, row)}: time {change(row)} % beside its {row.gate_reference}"
     before = times(math.exp(-row.expected)) if row.expected is not None else "–"
     return f"{_claim(name, row)}: {before} → {times(row.speedup)}, time {change(row)} %"
 

@@ -23,7 +23,14 @@ Clock = Callable[[], float]
 CALIBRATION_CALLS = 2
 CALIBRATION_SECONDS = 0.5
 INPUTS = 4
-"""Different inputs in rotation, so that no side can answer from a cache."""
+"""Different inputs in rotation."""
+
+UNSEEN = 4
+"""Further inputs that each subject is given once, at the end: one that answers from a cache keyed
+by what it was given takes longer for them."""
+
+CACHED = 1.3
+"""How many times as long as the slowest call on known inputs the quickest of these may take."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,21 @@ class Side:
 
     call: Callable[[int], object]
     units: int = 1
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a claim is gated against where its reference takes long: something short and frozen.
+
+    Attributes:
+        name: of the gate reference, for people and stored rows.
+        side: it; its outputs are not looked at.
+        rule: to judge by.
+    """
+
+    name: str
+    side: Side
+    rule: Rule
 
 
 @dataclass(frozen=True)
@@ -50,12 +72,18 @@ class PairedTiming:
     repeats: tuple[int, int]
     looks: int
     verdict: Verdict | None
+    unseen: float  # quickest call on an input never given before / slowest on a known one
     outputs: tuple[dict[int, object], dict[int, object]] = field(repr=False, compare=False)
 
     @property
     def log_ratio(self) -> float:
         """Median of d; below zero the subject is faster."""
         return median(self.log_ratios)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the subject takes longer for inputs that it has never seen."""
+        return self.unseen > CACHED
 
     @property
     def speedup(self) -> float:
@@ -167,6 +195,7 @@ class _Pairs:
             self.repeats,
             looks,
             verdict,
+            self.runners[0].unseen(),
             (self.runners[0].outputs, self.runners[1].outputs),
         )
 
@@ -188,6 +217,20 @@ class _Runner:
         for number in numbers:
             outputs[number] = call(number)
         return (self.clock() - start) / (repeats * self.side.units)
+
+    def unseen(self) -> float:
+        """Time of the quickest call on new inputs over the slowest on known ones, called in turn.
+
+        Noise would have to fall on all of one kind and none of the other.
+        """
+        new: list[float] = []
+        known: list[float] = []
+        for number in range(UNSEEN):
+            for times, given in ((new, INPUTS + number), (known, number)):
+                start = self.clock()
+                self.side.call(given)
+                times.append(self.clock() - start)
+        return min(new) / max(*known, 1e-9)
 
     def calibrate(self) -> float:
         """Seconds of one call, the least of a few after the first, which may still compile."""

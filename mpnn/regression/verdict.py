@@ -17,10 +17,6 @@ from typing import Literal
 
 from mpnn.regression.rows import Accuracy, Row
 
-PORTABLE_MARGIN = 1.0
-"""Margin on a machine without a stored run, judged by the ratios of the others: down to half the
-recorded ratio the processor may be the cause; below that it is a regression."""
-
 RECOVERY_MARGIN = 0.5
 """Points of recovery that a network may lose against the one that was recorded."""
 
@@ -59,7 +55,6 @@ class Rule:
         shortest_run: seconds that both timed runs last at least.
         longest_run: seconds beyond which the faster side is no longer repeated to last as long.
         budget: seconds after which no further look begins.
-        portable: whether ratios of other machines say what to expect on one without a stored run.
     """
 
     margin: float = 0.03
@@ -67,10 +62,9 @@ class Rule:
     looks: int = 5
     alpha_fail: float = 0.002
     alpha_pass: float = 0.01
-    shortest_run: float = 0.015
+    shortest_run: float = 0.02
     longest_run: float = 0.25
     budget: float = 40.0
-    portable: bool = True
 
     def __post_init__(self) -> None:
         if self.margin <= 0 or self.pairs < 1 or self.looks < 1:
@@ -161,15 +155,13 @@ class Expectation:
     """What a claim is judged against.
 
     Attributes:
-        log_ratio: None if no figure is stored for it.
+        log_ratio: None if no figure is stored for it on this machine.
         rule: what to measure by.
-        own: whether the figure is this machine's.
         recovery: recovery in per cent of the row recorded last, if that states one.
     """
 
     log_ratio: float | None
     rule: Rule
-    own: bool = False
     recovery: float | None = None
 
 
@@ -178,8 +170,7 @@ def speed_verdict(
 ) -> Verdict:
     """Verdict on speed.
 
-    A recording says whether what it would store lies beyond the margin of the run before. A machine
-    without a stored run may be faster than the others.
+    A recording says whether what it would store lies beyond the margin of what is stored.
 
     Args:
         found: verdict of the looks.
@@ -193,9 +184,7 @@ def speed_verdict(
         moved, limit = log_ratio - expected.log_ratio, expected.rule.limit
         verdict = place(moved, moved, limit)
         return verdict if verdict in CHANGED else Verdict.RECORDED
-    if found is None or expected.log_ratio is None:
-        return Verdict.NOT_RECORDED
-    return Verdict.HOLDS if found is Verdict.IMPROVED and not expected.own else found
+    return Verdict.NOT_RECORDED if found is None or expected.log_ratio is None else found
 
 
 def held_recovery(accuracy: Accuracy, recorded: float | None) -> Accuracy:
@@ -217,13 +206,13 @@ def confirmed(row: Row, again: Row, void: bool, recording: bool) -> Row:
     nothing.
     """
     if recording:
-        same = abs(again.log_ratio - row.log_ratio) <= math.log1p(row.margin)
+        same = abs(again.judged[0] - row.judged[0]) <= math.log1p(row.margin)
     else:
         same = again.verdict == row.verdict
     return replace(
         row,
         first_verdict=row.verdict,
-        second_log_ratio=again.log_ratio,
+        second_log_ratio=again.judged[0],
         second_verdict=VOID if void else again.verdict,
         verdict=Verdict.UNDECIDED if void or not same else row.verdict,
         accuracy=row.accuracy if again.accuracy.passed else again.accuracy,
@@ -238,31 +227,38 @@ class Outcome:
     message: str = ""
 
 
-def outcome(row: Row, void: str, recording: bool, known_machine: bool) -> Outcome:
+def outcome(row: Row, void: str, recording: bool, stored: Row | None, known: bool) -> Outcome:
     """Turns a row into the outcome of its test.
 
     Args:
         row: of the claim.
         void: why nothing in this session counts; "" if everything does.
         recording: whether this session records.
-        known_machine: whether this machine has a stored run.
+        stored: the row of this machine's latest run; None without one.
+        known: whether this machine has a stored run.
     """
     if void:
         return Outcome("failed", void)
-    if not row.accuracy.passed:
-        text = f"void: accuracy failed, {row.accuracy.text}; {describe(row)}"
-        return Outcome("failed", text)
+    if not row.accuracy.passed:  # what is wrong has no speed
+        return Outcome("failed", f"accuracy failed: {row.accuracy.text}; its speed is not judged")
     if recording:
         reasons = refusals({"": row})
         return Outcome("failed", reasons[0].removeprefix(": ")) if reasons else Outcome()
     figures = describe(row)
     if row.verdict == Verdict.NOT_RECORDED:
-        text = f"no stored figure ({figures}): `tox -e record` stores it"
-        return Outcome("failed" if known_machine else "skipped", text)
+        text = f"no stored figure to gate its speed against ({figures}): `tox -e record` stores it"
+        return Outcome("failed" if known and stored is None else "skipped", text)
+    again = (
+        f"a fresh process said {math.expm1((row.second_log_ratio or 0) - (row.expected or 0)):+.1%}"
+    )
     if row.verdict == Verdict.REGRESSED:
-        return Outcome("failed", f"regressed: {figures}; confirmed in a fresh process")
+        return Outcome("failed", f"regressed: {figures}; {again}; {who_moved(row, stored)}")
     if row.verdict == Verdict.IMPROVED:
-        return Outcome("failed", f"improved: {figures}; `tox -e record` keeps the gain")
+        return Outcome(
+            "failed",
+            f"improved: {figures}; {again}; {who_moved(row, stored)}; if the subject did, `tox -e "
+            "record` keeps the gain",
+        )
     if row.second_verdict == VOID:
         return Outcome(
             "failed",
@@ -274,15 +270,51 @@ def outcome(row: Row, void: str, recording: bool, known_machine: bool) -> Outcom
     return Outcome()
 
 
+def who_moved(row: Row, stored: Row | None) -> str:
+    """Both sides against their stored seconds, and which of them changed more."""
+    if stored is None or not stored.subject_seconds:
+        return "no stored seconds"
+    gated = row.gate_log_ratio is not None
+    before = stored.gate_seconds if gated else stored.reference_seconds
+    now = row.gate_seconds if gated else row.reference_seconds
+    if not before or not now:
+        return "no stored seconds"
+    subject = math.log(row.subject_seconds / stored.subject_seconds)
+    reference = math.log(now / before)
+    mover = "subject" if abs(subject) >= abs(reference) else "reference"
+    return (
+        f"subject {1e3 * stored.subject_seconds:.3g} → {1e3 * row.subject_seconds:.3g} ms, "
+        f"{row.gate_reference or 'reference'} {1e3 * before:.3g} → {1e3 * now:.3g} ms: the {mover} "
+        "moved more"
+    )
+
+
+def laxer(row: Row, stored: Row) -> str:
+    """How the rules of a row demand less than those of the stored one; "" if they do not.
+
+    The rules of a claim are part of what was recorded, so that a margin cannot grow in silence.
+    """
+    found = []
+    if row.margin > stored.margin + 1e-9 and stored.gate_reference == row.gate_reference:
+        found.append(f"margin {stored.margin:.0%} → {row.margin:.0%}")
+    for name in ("reference", "workload", "temperature", "gate_reference"):
+        before = getattr(stored, name, None) or stored.about.get(name)
+        now = getattr(row, name, None) or row.about.get(name)
+        if before is not None and now != before:
+            found.append(f"{name} {before} → {now}")
+    return ", ".join(found)
+
+
 def describe(row: Row) -> str:
     """One claim's figures in words, for the message of a verdict."""
     text = f"{row.speedup:.2f}× the reference"
     if row.expected is None:
         return text
     at, low, high = row.moved
+    beside = f", beside its {row.gate_reference}" if row.gate_reference else ""
     return (
-        f"{text}, {math.exp(-row.expected):.2f}× expected; time changed by {at:+.1%} "
-        f"[{low:+.1%}, {high:+.1%}] at a margin of {row.margin:.0%}, {row.pairs} pairs"
+        f"{text}; time changed by {at:+.1%} [{low:+.1%}, {high:+.1%}]{beside} at a margin of "
+        f"{row.margin:.0%}, {row.pairs} pairs"
     )
 
 
@@ -290,7 +322,8 @@ def refusals(rows: Mapping[str, Row]) -> list[str]:
     """Why some of these rows must not become a baseline; empty if all may."""
     reasons = []
     for name, row in rows.items():
-        width = math.expm1(row.log_ratio_high - row.log_ratio_low)
+        _, low, high = row.judged
+        width = math.expm1(high - low)
         if width > row.margin:
             reasons.append(
                 f"{name}: interval of {width:.1%} is wider than the margin of {row.margin:.0%}: "

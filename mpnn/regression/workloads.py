@@ -16,7 +16,7 @@ from mpnn.config import ModelConfig
 from mpnn.flat import Flat
 from mpnn.optimizations import Engine
 from mpnn.regression.claims import Claim, Compare, apple_silicon
-from mpnn.regression.matmuls import bound, parts
+from mpnn.regression.matmuls import PlainMatmuls, bound, exact_matmuls, parts
 from mpnn.regression.outputs import (
     GraphPair,
     Pair,
@@ -26,7 +26,7 @@ from mpnn.regression.outputs import (
     same_neighbors,
 )
 from mpnn.regression.rows import Accuracy
-from mpnn.regression.timing import INPUTS, PairedTiming, Side
+from mpnn.regression.timing import INPUTS, UNSEEN, Gate, PairedTiming, Side
 from mpnn.sampling import Constraints, Job, Key, Samples, make_job, with_graph_coloring
 from mpnn.schedule import IntArray, Order
 from mpnn.structure import read_structure
@@ -132,11 +132,23 @@ def sides(claim: Claim) -> tuple[Side, Side]:
         InputError: a package or a device is missing, or not used.
     """
     workload = WORKLOADS[claim.workload]
-    inputs = [backbones(workload, seed) for seed in range(INPUTS)]
+    inputs = [backbones(workload, seed) for seed in range(INPUTS + UNSEEN)]
     subject, reference = find_variant(claim.subject), find_variant(claim.reference)
     both = side(subject, workload, inputs), side(reference, workload, inputs)
     both[0].call(0)
     return both
+
+
+def gate(claim: Claim) -> Gate | None:
+    """The matmuls of the subject's own job alone, by which a claim is gated; None for others."""
+    if claim.gate is None:
+        return None
+    workload, config = WORKLOADS[claim.workload], find_variant(claim.subject).config
+    assert isinstance(config, ModelConfig)  # no claim about another kind of network has a gate
+    samples = max(1, workload.samples) if config.autoregressive else 1
+    matmuls = exact_matmuls(config, workload.length, samples)
+    plain = PlainMatmuls([replace(m, times=m.times * workload.proteins) for m in matmuls])
+    return Gate("matmuls", Side(plain, units=workload.proteins), claim.gate)
 
 
 def side(variant: Variant, workload: Workload, inputs: Sequence[Sequence[Backbone]]) -> Side:
@@ -170,6 +182,8 @@ def about(claim: Claim) -> dict[str, object]:
         "workload": claim.workload,
         "engine": variant.engine,
         "device": device_of(variant, apple_silicon()),
+        "reference": claim.reference,
+        "temperature": TEMPERATURE,
         "target": claim.target,
         "recovery_how": card["measured"]["how"] if card else "",
     }

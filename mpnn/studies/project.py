@@ -25,7 +25,8 @@ HELPERS = ROOT / "perf_tests"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "pytest_benchmark.plugin"]
 TEST_FILE = """
 import pytest
-from toys import SimulatedClock, clock_of, names, plant_drift, same_outputs, subject_and_reference
+from toys import SimulatedClock, clock_of, gate_of, names, plant_drift, same_outputs
+from toys import subject_and_reference
 
 CLOCK = SimulatedClock(0)
 plant_drift(CLOCK)
@@ -37,7 +38,8 @@ def perf_clock():
 @pytest.mark.parametrize("name", names())
 def test_claim(claim, name, request):
     confirming = request.config.option.confirm is not None
-    claim(*subject_and_reference(CLOCK, name, confirming), accuracy=same_outputs(name))
+    sides = subject_and_reference(CLOCK, name, confirming)
+    claim(*sides, accuracy=same_outputs(name), gate=gate_of(CLOCK, name))
 """
 SETTINGS = "[pytest]\naddopts = -p no:cacheprovider\nfilterwarnings = error\n"
 

@@ -27,7 +27,7 @@ from mpnn.optimizations import load_engine
 from mpnn.recovery import Interval, measure, summarize
 from mpnn.training.data import TrainingChains
 from mpnn.ts50 import ts50
-from mpnn.weights import SHIPPED, load_checkpoint, save_checkpoint
+from mpnn.weights import SHIPPED, digest, load_arrays, load_checkpoint, save_checkpoint
 
 SAMPLES, SEED = 4, 0
 CURVE_ROWS = 12
@@ -105,12 +105,14 @@ def main() -> None:
         "status": options.status,
         "curve": thinned(card["curve"]),
     }
+    card.pop("measured", None)  # of these weights as they were stored before
     dtype = getattr(torch, options.dtype)
     with tempfile.TemporaryDirectory() as folder:  # measured as stored, before anything is replaced
         trial = Path(folder) / options.weights.name
         save_checkpoint(trial, model, card, dtype)
         sets = {name: figures(trial, backbones) for name, backbones in chains.items()}
-    card["measured"] = {"how": HOW, "sets": sets}
+        stored = digest(load_arrays(trial).arrays)
+    card["measured"] = {"how": HOW, "sets": sets, "digest": stored}
     save_checkpoint(SHIPPED / options.weights.name, model, card, dtype)
 
 

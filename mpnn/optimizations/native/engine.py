@@ -221,6 +221,22 @@ class NativeEngine:
         _check_status(status[0], message)
 
 
+def work() -> dict[str, int]:
+    """The work of all jobs of this process so far; call it between jobs.
+
+    Returns:
+        `multiply_adds`, `matmuls` and wavefront `steps` since the process began, and `peak_bytes`:
+        the most that the library's buffers held at once since the last call, above what they held
+        then.
+
+    Raises:
+        InputError: the library cannot be loaded; the message says why.
+    """
+    out = (ctypes.c_int64 * 4)()
+    _declared(load().handle).mpnn_work(out)
+    return dict(zip(("multiply_adds", "matmuls", "steps", "peak_bytes"), out, strict=True))
+
+
 def default_threads() -> int:
     """OMP_NUM_THREADS, or the number of processors that this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
@@ -343,5 +359,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         getattr(library, name).argtypes, getattr(library, name).restype = types, i32
     for name in ("mpnn_network_free", "mpnn_encoding_free"):
         getattr(library, name).argtypes, getattr(library, name).restype = [pointer], None
+    library.mpnn_work.argtypes, library.mpnn_work.restype = [pointer], None
     library.mpnn_neighbors.argtypes, library.mpnn_neighbors.restype = [pointer, pointer], None
     return library

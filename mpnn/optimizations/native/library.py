@@ -15,7 +15,7 @@ from pathlib import Path
 from mpnn.errors import InputError
 from mpnn.optimizations.native import toolchain
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Version of the C interface that the Python side is written for; see `mpnn_abi_version`."""
 
 SWITCH = "MPNN_NATIVE"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <new>
 
@@ -14,7 +15,7 @@ using namespace mpnn;
 
 namespace {
 
-constexpr int32_t ABI_VERSION = 1;  // of this file, and of `ABI_VERSION` in engine.py
+constexpr int32_t ABI_VERSION = 2;  // of this file, and of `ABI_VERSION` in engine.py
 constexpr int32_t DONE = 0, FAILED = 1, CANCELED = 2, OUT_OF_MEMORY = 3;
 constexpr size_t MESSAGE = 256;
 
@@ -57,6 +58,15 @@ MPNN_EXPORT int32_t mpnn_encode(const Network* network, const Structures* struct
 }
 
 MPNN_EXPORT void mpnn_encoding_free(Encoding* encoding) { delete encoding; }
+
+// Writes the work of all jobs of this process: multiply-adds, matmuls and wavefront steps, and the most
+// bytes that buffers had at once since the last call, above what they had then. Between jobs.
+MPNN_EXPORT void mpnn_work(int64_t* out) {
+  Pool& pool = Pool::here();
+  const Work all = pool.totals();
+  const int64_t found[] = {all.multiply_adds, all.matmuls, pool.steps, take_peak_bytes()};
+  std::copy(std::begin(found), std::end(found), out);
+}
 
 // Copies E_idx [R, K], rows of all structures, to `out`.
 MPNN_EXPORT void mpnn_neighbors(const Encoding* encoding, int64_t* out) {

@@ -64,6 +64,7 @@ void Decoder::sample(const SamplingJob& job) {
   for (int32_t i = 0; tied && i < R; ++i) members[size_t(job.tie_group[i])].push_back(i);
   for (int n = 0; n < N; ++n) std::copy_n(job.S, R, S + size_t(n) * R);
   teacher_forced(plan.rows.data(), plan.begins[1]);
+  pool.steps += int64_t(plan.steps()) - 1;
   for (size_t step = 1; step < plan.steps(); ++step) {
     const size_t from = plan.begins[step], to = plan.begins[step + 1];
     const std::vector<size_t> chunks = chunks_of(plan.rows, from, to, R, pool.size());

@@ -1,6 +1,7 @@
 // x·W + something for a few rows at a time, with what comes before and after kept in registers.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 
 #include "memory.h"
 #include "simd.h"
@@ -28,7 +29,7 @@ class Matrix {
   Matrix() = default;
   // From a weight [out, in] of nn.Linear, whose rows are `stride` apart.
   Matrix(const float* weight, int out, int in, int stride)
-      : depth(in), panels((out + COLUMNS - 1) / COLUMNS), packed(size_t(panels) * COLUMNS * in) {
+      : used(out), depth(in), panels((out + COLUMNS - 1) / COLUMNS), packed(size_t(panels) * COLUMNS * in) {
     std::fill(packed.data(), packed + size_t(panels) * COLUMNS * in, 0.f);
     for (int n = 0; n < out; ++n)
       for (int k = 0; k < in; ++k)
@@ -42,13 +43,30 @@ class Matrix {
   int columns() const { return panels * COLUMNS; }
   const float* panel(int p) const { return packed + size_t(p) * depth * COLUMNS; }
 
-  int depth = 0, panels = 0;
+  int used = 0, depth = 0, panels = 0;  // used: columns that are not padding
 #if defined(MPNN_WITH_BLAS)
   std::vector<float> plain;  // [depth, columns]
 #endif
 
  private:
   Buffer packed;
+};
+
+// Which part of the depth to sum over.
+struct Depth {
+  int from = 0, to = 0;           // to = 0: all of it
+  bool lower_triangular = false;  // column c has no entry beyond depth c
+};
+
+// What one thread has multiplied. Padding is not counted, so every instruction set counts the same.
+struct Work {
+  int64_t multiply_adds = 0, matmuls = 0;
+
+  void count(int rows, const Matrix& W, Depth part) {
+    const int64_t to = part.to ? part.to : W.depth, n = W.used;
+    const int64_t entries = part.lower_triangular ? n * (n + 1) / 2 : n * (to - part.from);
+    multiply_adds += rows * entries, ++matmuls;
+  }
 };
 
 // Rows that the next matmuls will read: a few are fetched at every call of the micro-kernel, so that
@@ -67,16 +85,12 @@ class Ahead {
       for (int c = 0; c < floats; c += 16) __builtin_prefetch(rows[at] + c, 0, 2);
   }
 
+  Work work;  // of the matmuls that this thread ran
+
  private:
   static constexpr int MOST = 160;
   const float* rows[MOST];
   int at = 0, count = 0, floats = 0, each = 0;
-};
-
-// Which part of the depth to sum over.
-struct Depth {
-  int from = 0, to = 0;           // to = 0: all of it
-  bool lower_triangular = false;  // column c has no entry beyond depth c
 };
 
 #if defined(MPNN_WITH_BLAS)
@@ -131,6 +145,7 @@ MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float*
 template <class Init, class Done>
 void matmul(Ahead& ahead, int rows, const float* X, int stride, const Matrix& W, Init init, Done done,
             Depth part = {}) {
+  ahead.work.count(rows, W, part);
 #if defined(MPNN_WITH_BLAS)
   static const Sgemm sgemm = find_sgemm();
   if (sgemm) return matmul_by_blas(sgemm, rows, X, stride, W, init, done, part);

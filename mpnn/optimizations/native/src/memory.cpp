@@ -1,5 +1,7 @@
 #include "memory.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -61,23 +63,41 @@ Free& free_blocks() {
   return *blocks;
 }
 
+// Bytes in buffers now, their maximum, and where the count of the maximum began.
+std::atomic<int64_t> held{0}, peak{0}, base{0};
+
+void count(int64_t change) {
+  const int64_t now = held.fetch_add(change, std::memory_order_relaxed) + change;
+  int64_t most = peak.load(std::memory_order_relaxed);
+  while (now > most && !peak.compare_exchange_weak(most, now, std::memory_order_relaxed)) {
+  }
+}
+
 }  // namespace
 
-Buffer::Buffer(size_t size) {
-  const size_t wanted = size * sizeof(float), page = wanted < HUGE_PAGE ? LINE : HUGE_PAGE;
+int64_t take_peak_bytes() {
+  const int64_t now = held.load(), most = peak.exchange(now);
+  return std::max(most, now) - base.exchange(now);
+}
+
+Buffer::Buffer(size_t size) : asked(size * sizeof(float)) {
+  const size_t wanted = asked, page = wanted < HUGE_PAGE ? LINE : HUGE_PAGE;
   bytes = (wanted + page - 1) / page * page;
   if (!bytes) return;
   if (page == HUGE_PAGE) p = free_blocks().take(bytes);
-  if (p) return;
-  p = static_cast<float*>(std::aligned_alloc(page, bytes));
-  if (!p) throw std::bad_alloc();
+  if (!p) {
+    p = static_cast<float*>(std::aligned_alloc(page, bytes));
+    if (!p) throw std::bad_alloc();
 #if defined(__linux__)
-  if (page == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
+    if (page == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
+  }
+  count(int64_t(asked));
 }
 
 Buffer::~Buffer() {
   if (!p) return;
+  count(-int64_t(asked));
   if (bytes % HUGE_PAGE) std::free(p);
   else free_blocks().give(p, bytes);
 }

@@ -1,6 +1,7 @@
 // Buffers of floats, aligned to cache lines; large ones come in huge pages and are used again.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 namespace mpnn {
@@ -10,9 +11,9 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(size_t size);
-  Buffer(Buffer&& other) noexcept : p(std::exchange(other.p, nullptr)), bytes(other.bytes) {}
+  Buffer(Buffer&& other) noexcept : p(std::exchange(other.p, nullptr)), bytes(other.bytes), asked(other.asked) {}
   Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(p, other.p), std::swap(bytes, other.bytes);
+    std::swap(p, other.p), std::swap(bytes, other.bytes), std::swap(asked, other.asked);
     return *this;
   }
   Buffer(const Buffer&) = delete;
@@ -24,7 +25,10 @@ class Buffer {
 
  private:
   float* p = nullptr;
-  size_t bytes = 0;
+  size_t bytes = 0, asked = 0;  // a block used again may be larger than what was asked for
 };
+
+// Most bytes that all buffers together had at once since this was last called, above what they had then.
+int64_t take_peak_bytes();
 
 }  // namespace mpnn

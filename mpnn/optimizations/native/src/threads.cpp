@@ -71,6 +71,16 @@ Pool& Pool::here() {
   return *pool;
 }
 
+Work Pool::totals() {
+  const std::lock_guard lock(job);
+  Work all;
+  for (const auto& scratch : scratches) {
+    all.multiply_adds += scratch->ahead.work.multiply_adds;
+    all.matmuls += scratch->ahead.work.matmuls;
+  }
+  return all;
+}
+
 void Pool::check_canceled() const {
   if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED)) throw Canceled();
 }

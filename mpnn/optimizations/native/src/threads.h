@@ -44,6 +44,9 @@ class Pool {
   // Unless it is `cancelable`, the tasks all run even if the job is given up meanwhile.
   void share(int count, const Task& task, bool cancelable = true);
   int size() const { return team; }
+  // What all jobs of this process have multiplied, between jobs.
+  Work totals();
+  int64_t steps = 0;  // wavefront steps of them
   // Throws Canceled if the job's owner wants no result any more.
   void check_canceled() const;
 

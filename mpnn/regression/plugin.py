@@ -70,6 +70,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--against", metavar="REV", help="judge the working tree against a commit (-k filters ids)"
     )
+    group.addoption(
+        "--outputs-may-change", action="store_true", help="with --against: outputs may differ"
+    )
 
 
 def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
@@ -77,8 +80,11 @@ def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
     revision = config.option.against
     if revision is None:
         return None
+    option = config.option
     try:
-        table, reasons = against.compare(config.rootpath, revision, config.option.keyword)
+        table, reasons = against.compare(
+            config.rootpath, revision, option.keyword, option.outputs_may_change
+        )
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
     lines = [table, *(f"claims: {reason}" for reason in reasons)]

@@ -233,16 +233,16 @@ class Comparison:
         if head and not base:
             self.failures[name] = f"the base can run it and the head cannot: {head}"
         if head or base:
-            self.left_out[name] = head or base
+            self.left_out[name] = str(head or base)
             return
         if failure := self.workers.both[1].ask("check")["failure"]:
             self.failures[name] = f"accuracy failed, {failure}"
-        paths = [self.folder / f"{side}.npz" for side in ("base", "head")]
-        bands = [
+        paths = self.folder / "base.npz", self.folder / "head.npz"
+        band = min(
             worker.ask("save", path=str(path))["band"]
             for worker, path in zip(self.workers.both, paths, strict=True)
-        ]
-        outputs = changed_outputs(*paths, min(bands))
+        )
+        outputs = changed_outputs(*paths, band)
         self.found.append(replace(difference(self.workers, name, loaded), outputs=outputs))
 
 

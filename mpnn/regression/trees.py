@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -83,10 +84,8 @@ class Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.errors):
             assert stream is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):  # a request that it no longer read
                 stream.close()
-            except BrokenPipeError:
-                pass  # a request that the process no longer read
 
     def _fail(self) -> None:
         self.process.wait()

@@ -1,8 +1,8 @@
 """Times the claims of the first `mpnn` on the path, request by request; `against` starts it.
 
-A request is a line of JSON on standard input, [function, arguments], the answer a line on standard
-output. It uses nothing of the package but its table of claims and how to build their sides, so that
-it can time an older commit than its own.
+A request is a line of JSON on standard input, [function, arguments], the answer a line on the file
+descriptor that the command line names. Of the package it uses only the table of claims and how to
+build their sides, so that it can time an older commit than its own.
 """
 
 from __future__ import annotations
@@ -91,13 +91,12 @@ REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def serve() -> None:
-    """Answers requests until standard input ends; whatever is printed goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        request, arguments = json.loads(line)
-        answers.write(json.dumps(REQUESTS[request](**arguments)) + "\n")
-        answers.flush()
+    """Answers requests until standard input ends."""
+    with os.fdopen(int(sys.argv[1]), "w") as answers:
+        for line in sys.stdin:
+            request, arguments = json.loads(line)
+            answers.write(json.dumps(REQUESTS[request](**arguments)) + "\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

@@ -37,15 +37,19 @@ class Worker:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        reading, writing = os.pipe()  # standard output is for what libraries print
+        self.answers = os.fdopen(reading)
         self.process = subprocess.Popen(
-            [str(tree.python), "-P", str(WORKER)],
+            [str(tree.python), "-P", str(WORKER), str(writing)],
             cwd=tree.root,
             env={**os.environ, **PINNED, "PYTHONPATH": str(tree.root)},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=self.errors,
             stderr=self.errors,
+            pass_fds=[writing],
             text=True,
         )
+        os.close(writing)
 
     def send(self, request: str, **arguments: Any) -> None:
         """Sends a request, a function's name in `against_worker.py` and its arguments."""
@@ -62,8 +66,7 @@ class Worker:
         Raises:
             InputError: the process has ended.
         """
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = self.answers.readline()
         if not line:
             self._fail()
         answer: dict[str, Any] = json.loads(line)
@@ -82,7 +85,7 @@ class Worker:
         """Ends the process."""
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
+        for stream in (self.process.stdin, self.answers, self.errors):
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):  # a request that it no longer read
                 stream.close()
@@ -102,7 +105,11 @@ class Workers:
         self.trees = base, head
 
     def __enter__(self) -> Workers:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

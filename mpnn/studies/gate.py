@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +198,12 @@ def finished(path: Path) -> list[Session]:
     return [session for session in found if here.items() <= session.items()]
 
 
+def missing(kinds: Sequence[str], sessions: Sequence[Session]) -> list[str]:
+    """Kinds of which not all wanted sessions have ended."""
+    done = Counter(session["kind"] for session in sessions)
+    return [name for name in kinds if done[name] < KINDS[name].sessions]
+
+
 def append(path: Path, kind: str, session: Session) -> None:
     """Adds a session, with what it measured, to the file."""
     signed = {
@@ -291,13 +298,11 @@ def main() -> int:
     if not run_files(BASELINES / this_machine().id):
         parser.error("this machine has no stored run to gate against: `tox -e record` first")
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.most):  # kinds take turns, so that they share the conditions
-            for name in options.kind:
-                done = sum(session["kind"] == name for session in finished(path))
-                if done < KINDS[name].sessions:
-                    found = study(KINDS[name], Path(folder) / name)
-                    append(path, name, found)
-                    sys.stderr.write(f"{name} {number + 1}: {found}\n")
+        for _ in range(options.most):  # kinds take turns, so that they share the conditions
+            for name in missing(options.kind, finished(path)):
+                found = study(KINDS[name], Path(folder) / name)
+                append(path, name, found)
+                sys.stderr.write(f"{name}: {found}\n")
     result = aggregate(finished(path))
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     write_whole(options.out / GATE, text)

@@ -138,11 +138,13 @@ def baselines_root(config: pytest.Config) -> Path:
     return config.rootpath / "baselines"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark's own, however this was loaded
 def pytest_benchmark_generate_machine_info() -> dict[str, object]:
     """Machine without what changes from day to day (host, kernel, clock rate)."""
     return machine.this_machine().machine_info()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark's own, however this was loaded
 def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, object]:
     """The commit of the project, whatever the current directory."""
     return baselines.commit_info(config.rootpath)

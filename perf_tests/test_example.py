@@ -37,8 +37,8 @@ def test_the_recording_lies_in_its_own_baselines(project):
     """One run, with both claims, their accuracy and the commit that was measured."""
     (rows,) = project.rows()
     assert list(rows) == [
-        "speed/test_words.py::test_counting[counted_by_counter]",
-        "speed/test_words.py::test_counting[counted_one_by_one]",
+        "speed/test_sums.py::test_sum_of_squares[by_map]",
+        "speed/test_sums.py::test_sum_of_squares[by_loop]",
     ]
     assert all(row["speedup"] > 1 and row["accuracy"]["passed"] for row in rows.values())
     assert all(len(row["commit"]) == 40 for row in rows.values())
@@ -55,10 +55,10 @@ def test_the_same_code_is_green(project):
 def test_a_planted_regression_is_red(project, tmp_path):
     """A claim that takes several times as long fails with its figures; the other holds."""
     slow = project.copy(tmp_path / "slow")
-    path = slow.root / "speed" / "test_words.py"
-    text, start = path.read_text(), "    found = {}\n"
+    path = slow.root / "speed" / "test_sums.py"
+    text, start = path.read_text(), "    for value in x:\n"
     assert start in text
-    path.write_text(text.replace(start, "    [sorted(words) for _ in range(3)]\n" + start))
+    path.write_text(text.replace(start, "    for _ in range(4):\n        by_map(x)\n" + start))
     ended = slow.pytest("speed")
     assert ended.code == 1, ended.output
     assert "1 failed, 1 passed" in ended.output, ended.output

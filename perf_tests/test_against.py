@@ -270,6 +270,22 @@ def test_dependencies_that_cannot_be_had_are_an_error(project, stub_of_pip):
     assert stub_of_pip.exists()
 
 
+def test_libraries_of_the_same_sources_are_not_compiled_twice(tmp_path):
+    """The base gets the head's libraries before its own toolchain looks what is missing."""
+    head, base = tmp_path / "head", tmp_path / "base"
+    native = Path("mpnn", "optimizations", "native")
+    (head / native / "lib").mkdir(parents=True)
+    (head / native / "lib" / "digest.so").touch()
+    (base / native).mkdir(parents=True)
+    (base / native / "toolchain.py").write_text(
+        "from pathlib import Path\n"
+        "lib = Path(__file__).with_name('lib')\n"
+        "(lib / 'seen').write_text(str((lib / 'digest.so').exists()))\n"
+    )
+    trees.compiled(base, built=head)
+    assert (base / native / "lib" / "seen").read_text() == "True"
+
+
 def test_an_unknown_commit_is_an_error(project):
     """A revision that git does not know is named."""
     with pytest.raises(InputError, match="cannot check out 'nowhere'"):

@@ -195,8 +195,8 @@ def compare(
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = check_out(root, revision, Path(folder) / "base")
-        base = Tree(compiled(tree), python_for(tree, root))
         head = Tree(compiled(root), Path(sys.executable))
+        base = Tree(compiled(tree, built=root), python_for(tree, root))
         with Workers(base, head) as workers:
             names = [[n for n in answer["ids"] if word in n] for answer in workers.ask("package")]
             comparison = Comparison(workers, Path(folder))

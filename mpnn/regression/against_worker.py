@@ -70,7 +70,7 @@ def check() -> dict[str, Any]:
 def save(path: str) -> dict[str, Any]:
     """Writes the output of the first input, for a comparison with the other tree's."""
     found: dict[str, Any] = {}
-    for i, output in enumerate(LOADED.output):
+    for i, output in enumerate(LOADED.output):  # of each protein
         if hasattr(output, "log_probs"):
             found |= {f"{i} sequences": output.S, f"{i} log-probabilities": output.log_probs}
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -156,12 +157,20 @@ def check_out(root: Path, revision: str, target: Path) -> Path:
     return target
 
 
-def compiled(tree: Path) -> Path:
+def compiled(tree: Path, built: Path | None = None) -> Path:
     """The tree with its native library, if it has one and a compiler is installed.
 
     Without it the claims of the compiled engine are among those that could not be measured.
+
+    Args:
+        tree: the source tree.
+        built: a compiled tree, whose libraries serve where the sources are the same: their names
+            hold a digest of these.
     """
-    toolchain = tree / "mpnn" / "optimizations" / "native" / "toolchain.py"
+    native = Path("mpnn", "optimizations", "native")
+    if built is not None and (built / native / "lib").exists():
+        shutil.copytree(built / native / "lib", tree / native / "lib", dirs_exist_ok=True)
+    toolchain = tree / native / "toolchain.py"
     if toolchain.exists():
         subprocess.run([sys.executable, str(toolchain)], capture_output=True, check=False)
     return tree

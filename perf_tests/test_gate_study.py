@@ -77,6 +77,8 @@ def test_the_table_of_a_comparison_is_read():
     """`--against` has no JUnit file: its table names the verdicts."""
     table = "| claim | time |\n| --- | --- |\n| `a+b` | +9 % [8, 10] | regressed | the same |\n"
     assert gate.compared(table) == {"a+b": "regressed"}
+    assert gate.compared("1 claims compared with HEAD~1") == {gate.COMPARED: "holds"}
+    assert gate.compared("") == {}
 
 
 def test_finished_sessions_survive_an_interrupted_study(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from mpnn.errors import InputError
 from mpnn.regression.baselines import commit_info, run_files
 from mpnn.regression.claims import CLAIMS, not_measured_here
 from mpnn.regression.machine import PINNED, this_machine
-from mpnn.regression.verdict import Rule
+from mpnn.regression.verdict import Rule, Verdict
 from mpnn.studies.planted import VARIABLE
 from mpnn.studies.tables import GATE
 
@@ -156,9 +156,11 @@ def verdicts(junit: Path) -> dict[str, str]:
 
 
 def compared(output: str) -> dict[str, str]:
-    """Verdict of every claim in the table that `--against` prints."""
+    """Verdict of every claim in the table that `--against` prints; one that it leaves out holds."""
     rows = [line.split("|") for line in output.splitlines() if line.startswith("| `")]
-    return {row[1].strip(" `"): row[3].strip() for row in rows}
+    cells = {row[1].strip(" `"): {cell.strip() for cell in row} for row in rows}
+    found = {name: word for name, row in cells.items() for word in row & set(Verdict)}
+    return found or ({COMPARED: "holds"} if " claims compared with " in output else {})
 
 
 def two_commits(folder: Path, kind: Kind) -> Path:

@@ -76,6 +76,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--against", metavar="REV", help="judge the working tree against a commit (-k filters ids)"
     )
+    group.addoption(
+        "--outputs-may-change", action="store_true", help="with --against: outputs may differ"
+    )
 
 
 def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
@@ -83,8 +86,11 @@ def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
     revision = config.option.against
     if revision is None:
         return None
+    option = config.option
     try:
-        table, reasons = against.compare(config.rootpath, revision, config.option.keyword)
+        table, reasons = against.compare(
+            config.rootpath, revision, option.keyword, option.outputs_may_change
+        )
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
     lines = [table, *(f"claims: {reason}" for reason in reasons)]
@@ -138,11 +144,13 @@ def baselines_root(config: pytest.Config) -> Path:
     return config.rootpath / "baselines"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark's own, however this was loaded
 def pytest_benchmark_generate_machine_info() -> dict[str, object]:
     """Machine without what changes from day to day (host, kernel, clock rate)."""
     return machine.this_machine().machine_info()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark's own, however this was loaded
 def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, object]:
     """The commit of the project, whatever the current directory."""
     return baselines.commit_info(config.rootpath)

@@ -9,7 +9,7 @@ from mpnn.regression.timing import Side
 from mpnn.regression.verdict import Rule
 
 RULE = Rule(margin=0.2, shortest_run=0.005)
-VECTORS = [[float(i + n) for i in range(2000)] for n in range(4)]
+VECTORS = [[float(i + n) for i in range(2000)] for n in range(8)]
 
 
 def by_index(x):
@@ -31,7 +31,7 @@ def by_map(x):
 
 
 def side(function):
-    """Works on the vector whose number the gate names: four vectors in rotation."""
+    """Works on the vector whose number the gate names: four in rotation, and four more at the end."""
     return Side(lambda number: function(VECTORS[number]))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from mpnn.errors import InputError
 from mpnn.regression import against, trees
+from mpnn.regression.tables import only_changed
 from mpnn.regression.verdict import Verdict
 from mpnn.studies.project import Project
 
@@ -308,6 +309,14 @@ def test_both_trees_go_first_equally_often():
     """Of each block of two pairs one begins with the head."""
     firsts = list(itertools.islice(against.subject_first(3), 40))
     assert all(sum(block) == 1 for block in zip(firsts[::2], firsts[1::2], strict=True))
+
+
+def test_a_pull_request_is_shown_what_changed_alone():
+    """Claims that hold with the same outputs are left out; without any other it says so."""
+    head, holds = "| claim | time | verdict | outputs |", "| `a` | +0.1 % | holds | the same |"
+    slower = "| `b` | +9.0 % | regressed | the same |"
+    assert only_changed("\n".join([head, holds, slower])) == f"{head}\n{slower}"
+    assert only_changed(f"{head}\n{holds}") == "Nothing changed: 1 claims compared."
 
 
 def test_a_comparison_prints_its_table_and_its_reasons(tmp_path):

@@ -25,7 +25,7 @@ from mpnn.errors import InputError
 from mpnn.regression import against, baselines, machine
 from mpnn.regression.rows import Row
 from mpnn.regression.session import Check, Session, require_committed
-from mpnn.regression.tables import moved, session_markdown, session_table
+from mpnn.regression.tables import moved, only_changed, session_markdown, session_table
 from mpnn.regression.timing import Clock, Gate, PairedTiming, Side
 from mpnn.regression.verdict import (
     CHANGED,
@@ -95,7 +95,7 @@ def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
         raise pytest.UsageError(str(error)) from error
     lines = [table, *(f"claims: {reason}" for reason in reasons)]
     sys.stdout.write("\n".join(lines) + "\n")  # the terminal reporter does not exist yet
-    _write_summary(config, table, reasons)
+    _write_summary(config, only_changed(table), reasons)
     return pytest.ExitCode.TESTS_FAILED if reasons else pytest.ExitCode.OK
 
 

@@ -242,7 +242,8 @@ def claim(
         timings = session.time(name, subject, reference, rule, seed, perf_clock, gate)
         _fill(benchmark, subject, timings.judged)
         row = session.row(name, timings, rule, accuracy(timings.shown), gate)
-        row = session.rows[name] = replace(row, about=dict(about or {}))
+        cost = {"cost": timings.judged.cost} if timings.judged.cost else {}
+        row = session.rows[name] = replace(row, about={**(about or {}), **cost})
         if row.verdict in CHANGED and not config.option.confirm:
             row = session.rows[name] = _confirm(config, name, row)
         benchmark.extra_info.update(row.extra_info())

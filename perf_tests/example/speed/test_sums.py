@@ -31,7 +31,7 @@ def by_map(x):
 
 
 def side(function):
-    """Works on the vector whose number the gate names: four in rotation, and four more at the end."""
+    """Works on the vector whose number the gate names: four in rotation, four more at the end."""
     return Side(lambda number: function(VECTORS[number]))
 
 

@@ -66,8 +66,8 @@ def test_ctrl_c_within_a_second(what: str) -> None:
     done = run_python(
         """
 import threading
-flat = Flat.from_backbones([synthetic_backbone(60)] * (400 if sys.argv[2] == "encode" else 4))
-N = 2000
+flat = Flat.from_backbones([synthetic_backbone(60)] * (1600 if sys.argv[2] == "encode" else 4))
+N = 4000
 e = engine(2)
 if sys.argv[2] != "encode":
     encoding, wanted = e.encode(flat), job(flat, N)

@@ -63,6 +63,13 @@ def test_the_cost_of_a_run_is_a_difference() -> None:
     assert cost + cost == Usage(12, 14, None, 2.0, 1.0)
 
 
+def test_the_cost_of_one_of_some() -> None:
+    """Counters are shared by what was finished; the share of performance cores is not."""
+    cost = Usage(10, 8, None, 2.0, 1.5).per(4)
+    assert cost == {"instructions": 2.5, "cycles": 2, "performance_share": 0.75}
+    assert Usage().per(1) == {}
+
+
 def rapl(root: Path, domain: str, microjoules: int) -> None:
     folder = root / domain
     folder.mkdir(exist_ok=True)

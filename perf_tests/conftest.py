@@ -2,6 +2,8 @@
 
 from mpnn.regression import plugin
 
+collect_ignore = ["example"]  # another project, see test_example.py
+
 
 def pytest_addoption(parser, pluginmanager):
     """Registers the plugin before its options are parsed."""

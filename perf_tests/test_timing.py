@@ -8,6 +8,7 @@ from statistics import median
 import pytest
 from toys import SimulatedClock
 
+from mpnn.regression import timing
 from mpnn.regression.rows import Accuracy, Row
 from mpnn.regression.session import Session
 from mpnn.regression.timing import (
@@ -19,6 +20,7 @@ from mpnn.regression.timing import (
     measure,
     subject_first,
 )
+from mpnn.regression.usage import Usage
 from mpnn.regression.verdict import (
     RECORDING,
     Rule,
@@ -311,6 +313,23 @@ def test_laxer_rules_than_stored_are_red():
         assert what in session.problems("a", "a", ())[0]
     session.rows = {"a": replace(own, verdict=Verdict.HOLDS, margin=0.02)}
     assert session.problems("a", "a", ()) == []
+
+
+def test_a_session_on_efficiency_cores_is_void(monkeypatch):
+    """On a Mac that ran a claim on other than performance cores no verdict counts."""
+    spent = iter(range(10_000))
+
+    def read():
+        at = float(next(spent))
+        return Usage(1e9 * at, 1e9 * at, 2 * at, at, 0.9 * at)
+
+    monkeypatch.setattr(timing, "meter", lambda: read)
+    found = simulate(0)
+    assert found.cost["performance_share"] == pytest.approx(0.9)
+    assert found.cost["joules"] > 0
+    session = Session([{"a": stored(0.0)}])
+    session.rows = {"a": replace(stored(0.0), verdict=Verdict.HOLDS, about={"cost": found.cost})}
+    assert "performance cores had 90% of a claim's CPU time" in session.void
 
 
 def test_a_row_cut_out_of_the_newest_run_is_missed():

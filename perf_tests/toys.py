@@ -10,20 +10,17 @@ Those that end in {} are JSON objects: a value for each claim by name.
 - `TOY_GATE` {}: true where a claim is gated beside something short, its reference being long.
 - `TOY_WRONG` {}: true when the outputs of the subject are to be wrong.
 - `TOY_DRIFT`: factor by which the control's first side is slower: a reference unlike itself.
-- `TOY_REAL`: set for real work on the real clock.
 """
 
 import json
 import math
 import os
 import random
-import time
 
 from mpnn.regression import session
 from mpnn.regression.rows import Accuracy
 from mpnn.regression.timing import Gate, Side, measure
 from mpnn.regression.verdict import Rule
-from mpnn.studies.project import real_side
 
 
 class SimulatedClock:
@@ -49,11 +46,6 @@ class SimulatedClock:
         return Side(work, units)
 
 
-def clock_of(simulated):
-    """The clock of the session: the simulated one, unless the work is real."""
-    return time.perf_counter if "TOY_REAL" in os.environ else simulated
-
-
 def names():
     """Names of the synthetic claims."""
     return [name for name in os.environ.get("TOY_CLAIMS", "a,b,c").split(",") if name]
@@ -69,8 +61,6 @@ def subject_and_reference(clock, name, confirming):
     slow = planted("SLOW", name) or 1.0
     if not confirming:
         slow *= planted("SLOW_ONCE", name) or 1.0
-    if "TOY_REAL" in os.environ:
-        return real_side(250, slow), real_side(500, 1.0)
     noise = planted("NOISE_OF", name)
     long = 2.0 if planted("GATE", name) else 0.04
     return clock.side(0.02 * slow, noise=noise), clock.side(long, noise=noise)

@@ -1,41 +1,82 @@
-"""Times the claims of the first `mpnn` on the path; `against` runs it by file name.
+"""Times the claims of the first `mpnn` on the path, request by request; `against` starts it.
 
-It uses nothing of the package but its table of claims and how to build their sides, so that it can
-time an older commit than its own. With `--check` it judges outputs instead.
+A request is a line of JSON on standard input, [function, arguments], the answer a line on the file
+descriptor that the command line names. Of the package it uses only the table of claims and how to
+build their sides, so that it can time an older commit than its own.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import statistics
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 import mpnn
 from mpnn.errors import InputError
 from mpnn.regression import workloads
 from mpnn.regression.claims import CLAIMS, not_measured_here
 
-RUNS, RUN_SECONDS = 5, 0.05
+INPUTS = 4
+LOADED = SimpleNamespace(claim=None, subject=None, reference=None, output=None, calls=0)
 
 
-def seconds_per_unit(side: Any) -> float:
-    """Median over a few timed runs of about 50 ms or one call, after two to warm up."""
-    side.call(0)  # may compile
+def package() -> dict[str, Any]:
+    """Where `mpnn` came from, and the ids of its short claims that this machine can measure."""
+    timed = [c for c in CLAIMS if not c.slow and not getattr(c, "timed_as", "")]
+    ids = [claim.id for claim in timed if not not_measured_here(claim)]
+    return {"package": str(Path(mpnn.__file__).resolve().parents[1]), "ids": ids}
+
+
+def load(id_: str) -> dict[str, Any]:
+    """Builds the sides of a claim; answers the seconds of one call, or why it cannot run."""
+    gc.collect()
+    (LOADED.claim,) = (claim for claim in CLAIMS if claim.id == id_)
+    flush_denormals()
+    try:
+        LOADED.subject, LOADED.reference = workloads.sides(LOADED.claim)[:2]
+        LOADED.output = LOADED.subject.call(0)  # may compile
+    except (FileNotFoundError, InputError) as error:
+        return {"left_out": str(error)}
+    LOADED.calls = 0
+    return {"seconds": min(run(1)["seconds"] for _ in range(2))}
+
+
+def run(repeats: int) -> dict[str, Any]:
+    """Seconds of one timed run of the subject on inputs in rotation."""
+    call = LOADED.subject.call
+    numbers = [(LOADED.calls + i) % INPUTS for i in range(repeats)]
+    LOADED.calls += repeats
     start = time.perf_counter()
-    side.call(0)
-    repeats = max(1, round(RUN_SECONDS / (time.perf_counter() - start)))
-    runs: list[float] = []
-    for run in range(RUNS + 1):
-        start = time.perf_counter()
-        for i in range(repeats):
-            side.call((run + i) % 4)
-        runs.append((time.perf_counter() - start) / (repeats * side.units))
-    return statistics.median(runs[1:])
+    for number in numbers:
+        call(number)
+    return {"seconds": time.perf_counter() - start}
+
+
+def check() -> dict[str, Any]:
+    """What is wrong with the subject's output beside the reference's; None if nothing is."""
+    outputs = {0: LOADED.output}, {0: LOADED.reference.call(0)}
+    found = workloads.accuracy(LOADED.claim, SimpleNamespace(outputs=outputs))  # type: ignore[arg-type]
+    return {"failure": None if found.passed else found.text}
+
+
+def save(path: str) -> dict[str, Any]:
+    """Writes the output of the first input, for a comparison with the other tree's."""
+    found: dict[str, Any] = {}
+    for i, output in enumerate(LOADED.output):  # of each protein
+        if hasattr(output, "log_probs"):
+            found |= {f"{i} sequences": output.S, f"{i} log-probabilities": output.log_probs}
+        else:
+            found[f"{i} output"] = output
+    np.savez(path, **found)
+    return {"band": getattr(LOADED.claim, "band", 0.0)}
 
 
 def flush_denormals() -> None:
@@ -44,40 +85,20 @@ def flush_denormals() -> None:
         torch.set_flush_denormal(True)
 
 
-def failure(claim: Any, subject: Any, reference: Any) -> str | None:
-    """What is wrong with the outputs of one call of each side; None if nothing is."""
-    outputs = tuple({0: side.call(0)} for side in (subject, reference))
-    found = workloads.accuracy(claim, SimpleNamespace(outputs=outputs))  # type: ignore[arg-type]
-    return None if found.passed else found.text
+REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
+    function.__name__: function for function in (package, load, run, check, save)
+}
 
 
-def main(word: str, checks: bool) -> dict[str, object]:
-    """Seconds per unit of every short claim whose id contains `word`, and where mpnn came from.
-
-    A claim that cannot run here is left out, and reported with the reason.
-
-    Args:
-        word: part of the ids.
-        checks: whether outputs are compared with the reference's instead of timed.
-    """
-    timed = [c for c in CLAIMS if not c.slow and not getattr(c, "timed_as", "")]
-    chosen = [c for c in timed if word in c.id and not not_measured_here(c)]
-    seconds, failures, left_out = {}, {}, {}
-    for claim in chosen:
-        flush_denormals()
-        try:
-            subject, reference = workloads.sides(claim)
-            if not checks:
-                seconds[claim.id] = seconds_per_unit(subject)
-            elif text := failure(claim, subject, reference):
-                failures[claim.id] = text
-        except (FileNotFoundError, InputError) as error:
-            left_out[claim.id] = str(error)
-    package = str(Path(mpnn.__file__).resolve().parents[1])
-    found = {"seconds": seconds, "failures": failures, "left_out": left_out}
-    return {"package": package, **found}
+def serve() -> None:
+    """Answers requests until standard input ends."""
+    with os.fdopen(int(sys.argv[1]), "w") as answers:
+        for line in sys.stdin:
+            request, arguments = json.loads(line)
+            answers.write(json.dumps(REQUESTS[request](**arguments)) + "\n")
+            answers.flush()
 
 
 if __name__ == "__main__":
     gc.disable()
-    sys.stdout.write(json.dumps(main(sys.argv[1], "--check" in sys.argv)))
+    serve()

@@ -202,7 +202,8 @@ def write(folder: Path, data: Mapping[str, Any], dropped: Iterable[str] = ()) ->
     data = _with_earlier_rows(data, files[-1], set(dropped)) if files else _signed(data)
     number = int(files[-1].name[:4]) + 1 if files else 1
     path = folder / f"{number:04}_{data['commit_info']['id'][:8]}.json"
-    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    # A test's parameters may be anything; pytest-benchmark stores them beside its figures.
+    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False, default=repr) + "\n"
     write_whole(path, text)
     return path
 

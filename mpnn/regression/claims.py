@@ -191,6 +191,16 @@ CLAIMS: tuple[Claim, ...] = (
           workload="sample-1x955", rule=HALF_MINUTE, gate=GATED_LONG, slow=True, target=19),
     Claim(id="exact-8x955", what="eight sequences, L=955 in three chains", subject="exact-native",
           workload="sample-8x955", rule=HALF_MINUTE, gate=GATED_LONG, slow=True, target=110),
+    Claim(id="exact-tied-8x106", what="eight sequences, the halves of L=106 tied",
+          subject="exact-native", workload="tied-8x106", rule=SECONDS, gate=GATED),
+    Claim(id="exact-biased-8x106", what="eight sequences, L=106, a bias for each residue",
+          subject="exact-native", workload="biased-8x106", rule=SECONDS, gate=GATED),
+    Claim(id="exact-conditional-106", what="conditional scores of 16 residues, L=106",
+          subject="exact-native", workload="conditional-106", rule=SECONDS, gate=GATED),
+    Claim(id="exact-1x500", what="one sequence, L=500 in two chains", subject="exact-native",
+          workload="sample-1x500", rule=SECONDS, gate=GATED_LONG),
+    Claim(id="exact-1x2000", what="one sequence, L=2,000 in four chains", subject="exact-native",
+          workload="sample-1x2000", rule=HALF_MINUTE, gate=GATED_LONG, slow=True),
     Claim(id="coloured-1x106", what="one sequence, L=106, graph-coloring order on both sides",
           subject="exact-coloured", workload="sample-1x106", reference="baseline-coloured",
           rule=SECONDS, gate=GATED_OTHER, slow=True),
@@ -348,7 +358,7 @@ def in_torch(claim: Claim) -> Claim:
     )
 
 
-CLAIMS += tuple(in_torch(claim) for claim in CLAIMS if claim.subject == "exact-native")
+CLAIMS += tuple(in_torch(claim) for claim in CLAIMS if claim.target is not None)
 CLAIMS += tuple(on_5l33(claim) for claim in CLAIMS if claim.id in ON_5L33)
 
 BY_ID = {claim.id: claim for claim in CLAIMS}

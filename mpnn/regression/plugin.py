@@ -25,7 +25,7 @@ from mpnn.errors import InputError
 from mpnn.regression import against, baselines, machine
 from mpnn.regression.rows import Row
 from mpnn.regression.session import Check, Session, require_committed
-from mpnn.regression.tables import moved, session_markdown, session_table
+from mpnn.regression.tables import moved, only_changed, session_markdown, session_table
 from mpnn.regression.timing import Clock, Gate, PairedTiming, Side
 from mpnn.regression.verdict import (
     CHANGED,
@@ -76,6 +76,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--against", metavar="REV", help="judge the working tree against a commit (-k filters ids)"
     )
+    group.addoption(
+        "--outputs-may-change", action="store_true", help="with --against: outputs may differ"
+    )
 
 
 def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
@@ -83,13 +86,16 @@ def pytest_cmdline_main(config: pytest.Config) -> pytest.ExitCode | None:
     revision = config.option.against
     if revision is None:
         return None
+    option = config.option
     try:
-        table, reasons = against.compare(config.rootpath, revision, config.option.keyword)
+        table, reasons = against.compare(
+            config.rootpath, revision, option.keyword, option.outputs_may_change
+        )
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
     lines = [table, *(f"claims: {reason}" for reason in reasons)]
     sys.stdout.write("\n".join(lines) + "\n")  # the terminal reporter does not exist yet
-    _write_summary(config, table, reasons)
+    _write_summary(config, only_changed(table), reasons)
     return pytest.ExitCode.TESTS_FAILED if reasons else pytest.ExitCode.OK
 
 
@@ -138,11 +144,13 @@ def baselines_root(config: pytest.Config) -> Path:
     return config.rootpath / "baselines"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark's own, however this was loaded
 def pytest_benchmark_generate_machine_info() -> dict[str, object]:
     """Machine without what changes from day to day (host, kernel, clock rate)."""
     return machine.this_machine().machine_info()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark's own, however this was loaded
 def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, object]:
     """The commit of the project, whatever the current directory."""
     return baselines.commit_info(config.rootpath)
@@ -234,7 +242,8 @@ def claim(
         timings = session.time(name, subject, reference, rule, seed, perf_clock, gate)
         _fill(benchmark, subject, timings.judged)
         row = session.row(name, timings, rule, accuracy(timings.shown), gate)
-        row = session.rows[name] = replace(row, about=dict(about or {}))
+        cost = {"cost": timings.judged.cost} if timings.judged.cost else {}
+        row = session.rows[name] = replace(row, about={**(about or {}), **cost})
         if row.verdict in CHANGED and not config.option.confirm:
             row = session.rows[name] = _confirm(config, name, row)
         benchmark.extra_info.update(row.extra_info())

@@ -35,6 +35,9 @@ from mpnn.regression.verdict import (
 )
 
 CONTROL_LOOKS = 2
+PERFORMANCE_CORES = 0.95
+"""Share of the CPU time that must be of performance cores, where there are two kinds."""
+
 LEANING = 2
 """Undecided claims of one engine that must lean the same way to be one verdict."""
 
@@ -277,6 +280,15 @@ class Session:
 
         A recording demands more: that the control is known to be in its band.
         """
+        shares = [
+            row.about.get("cost", {}).get("performance_share", 1) for row in self.rows.values()
+        ]
+        if shares and min(shares) < PERFORMANCE_CORES:
+            return (
+                f"void: performance cores had {min(shares):.0%} of a claim's CPU time, and "
+                f"{PERFORMANCE_CORES:.0%} are needed; no verdict counts. Close other work, plug the "
+                "machine in, and leave low-power mode"
+            )
         if self.control is None or self.control.verdict is Verdict.HOLDS:
             return ""
         if self.control.verdict is Verdict.UNDECIDED and not self.recording:

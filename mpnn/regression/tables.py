@@ -97,6 +97,15 @@ def changes_markdown(changes: Iterable[Change], measured: str) -> str:
     return f"Changed, {len(cells)} of {measured}:\n\n{table}"
 
 
+def only_changed(table: str) -> str:
+    """A table of `--against` without the claims that hold and whose outputs are the same."""
+    lines = table.splitlines()
+    kept = [line for line in lines if not line.endswith("| holds | the same |")]
+    if len(kept) == len(lines) or any(line.startswith("| `") for line in kept):
+        return "\n".join(kept)
+    return f"Nothing changed: {len(lines) - len(kept)} claims compared."
+
+
 def _change(name: str, row: Row) -> Change | None:
     """How a row differs from what is stored; None if it does not."""
     if not row.accuracy.passed:

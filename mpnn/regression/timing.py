@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 
+from mpnn.regression.usage import Usage, meter
 from mpnn.regression.verdict import Rule, Verdict, holds, interval, judge
 
 Clock = Callable[[], float]
@@ -72,6 +73,7 @@ class PairedTiming:
     repeats: tuple[int, int]
     looks: int
     verdict: Verdict | None
+    cost: dict[str, float]  # of the subject per unit, see `usage`; of what this machine counts
     unseen: float  # quickest call on an input never given before / slowest on a known one
     outputs: tuple[dict[int, object], dict[int, object]] = field(repr=False, compare=False)
 
@@ -195,6 +197,7 @@ class _Pairs:
             self.repeats,
             looks,
             verdict,
+            self.runners[0].used.per(self.runners[0].finished),
             self.runners[0].unseen(),
             (self.runners[0].outputs, self.runners[1].outputs),
         )
@@ -206,17 +209,26 @@ class _Runner:
     def __init__(self, side: Side, clock: Clock) -> None:
         self.side, self.clock = side, clock
         self.calls = 0
+        self.finished = 1  # units, of which `used` is the cost
+        self.used = Usage()
         self.outputs: dict[int, object] = {}
 
     def run(self, repeats: int) -> float:
         """Seconds per unit over one timed run."""
         call, outputs = self.side.call, self.outputs
         numbers = [(self.calls + i) % INPUTS for i in range(repeats)]
-        self.calls += repeats
-        start = self.clock()
+        first, self.calls = self.calls == 0, self.calls + repeats
+        before, start = meter()(), self.clock()
         for number in numbers:
             outputs[number] = call(number)
-        return (self.clock() - start) / (repeats * self.side.units)
+        seconds = self.clock() - start
+        spent = meter()() - before
+        units = repeats * self.side.units
+        if first:  # which may still compile
+            self.finished, self.used = 0, spent - spent
+        else:
+            self.finished, self.used = self.finished + units, self.used + spent
+        return seconds / units
 
     def unseen(self) -> float:
         """Time of the quickest call on new inputs over the slowest on known ones, called in turn.

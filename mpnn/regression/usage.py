@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 RAPL = Path("/sys/class/powercap")
@@ -49,6 +50,18 @@ class Usage:
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return Usage(*(None if a is None or b is None else a + sign * b for a, b in pairs))
 
+    def per(self, units: int) -> dict[str, float]:
+        """What one of `units` costs, of the counters that the machine gives, and the share below.
+
+        Args:
+            units: proteins or sequences that were finished meanwhile.
+        """
+        named = (("instructions", self.instructions), ("cycles", self.cycles),
+                 ("joules", self.joules))  # fmt: skip
+        found = {name: value / units for name, value in named if value is not None}
+        share = self.performance_share
+        return found if share is None else {**found, "performance_share": share}
+
     @property
     def performance_share(self) -> float | None:
         """Share of the CPU time that performance cores took, 0 to 1."""
@@ -57,8 +70,9 @@ class Usage:
         return self.performance_seconds / self.seconds
 
 
+@cache
 def meter() -> Callable[[], Usage]:
-    """Returns a function that reads this process's counters, of those that this machine gives."""
+    """Returns the function that reads this process's counters, of those that this machine gives."""
     if sys.platform == "darwin":
         libc = ctypes.CDLL(None)
         return lambda: macos_usage(libc)

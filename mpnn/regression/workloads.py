@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mpnn.backbone import Backbone
-from mpnn.config import ModelConfig
+from mpnn.config import NUM_LETTERS, ModelConfig
 from mpnn.flat import Flat
 from mpnn.optimizations import Engine
 from mpnn.regression.claims import Claim, Compare, apple_silicon
@@ -34,6 +34,7 @@ from mpnn.synthetic import synthetic_backbone
 from mpnn.variants import Variant, find_variant
 
 TEMPERATURE = 0.1
+CONDITIONAL = 16
 
 Outputs = dict[int, list[Any]]
 """By number of the input; for each protein `Samples` without padding, or the E_idx [L, K] found."""
@@ -52,6 +53,9 @@ class Workload:
         designed: share of residues that are sampled.
         structure: file stem of a real structure in MPNN_DATA, instead of synthetic ones.
         neighbors: the search for neighbors alone, from coordinates to E_idx on the host.
+        rules: "tied" (the halves of the chain share their types), "biased" (each residue has a
+            bias of its own), or "conditional" (scores, in each of `CONDITIONAL` passes another
+            residue sees all others).
     """
 
     proteins: int = 1
@@ -62,6 +66,7 @@ class Workload:
     designed: float = 1.0
     structure: str = ""
     neighbors: bool = False
+    rules: str = ""
 
     @property
     def lengths(self) -> list[int]:
@@ -80,6 +85,11 @@ WORKLOADS: dict[str, Workload] = {
     "sample-8x106": Workload(samples=8),
     "sample-1x955": Workload(length=955, chains=3, samples=1),
     "sample-8x955": Workload(length=955, chains=3, samples=8),
+    "sample-1x500": Workload(length=500, chains=2, samples=1),
+    "sample-1x2000": Workload(length=2000, chains=4, samples=1),
+    "tied-8x106": Workload(samples=8, rules="tied"),
+    "biased-8x106": Workload(samples=8, rules="biased"),
+    "conditional-106": Workload(rules="conditional"),
     "redesign-416": Workload(length=416, samples=1, designed=0.1),
     "neighbors-106": Workload(neighbors=True),
     "neighbors-500": Workload(length=500, chains=2, neighbors=True),
@@ -146,6 +156,8 @@ def gate(claim: Claim) -> Gate | None:
     workload, config = WORKLOADS[claim.workload], find_variant(claim.subject).config
     assert isinstance(config, ModelConfig)  # no claim about another kind of network has a gate
     samples = max(1, workload.samples) if config.autoregressive else 1
+    if workload.rules == "conditional":
+        samples = CONDITIONAL
     matmuls = exact_matmuls(config, workload.length, samples)
     plain = PlainMatmuls([replace(m, times=m.times * workload.proteins) for m in matmuls])
     return Gate("matmuls", Side(plain, units=workload.proteins), claim.gate)
@@ -210,6 +222,8 @@ def exact_details(claim: Claim) -> dict[str, object]:
     if variant.engine not in forms or not isinstance(variant.config, ModelConfig):
         return {}
     samples = max(1, workload.samples) if variant.config.autoregressive else 1
+    if workload.rules == "conditional":
+        samples = CONDITIONAL
     found = bound(variant.config, workload.length, samples, torch.get_num_threads())
     if variant.engine == "exact-native":  # a profiler of torch sees one call
         return {"bound": found}
@@ -221,13 +235,16 @@ def make_tasks(
     variant: Variant, workload: Workload, seed: int, proteins: Sequence[Backbone]
 ) -> list[Task]:
     """Cuts the proteins of one input into batches; the noise does not depend on the cut."""
-    keys = [Key(seed, sample, TEMPERATURE) for sample in range(max(1, workload.samples))]
+    passes = CONDITIONAL if workload.rules == "conditional" else max(1, workload.samples)
+    keys = [Key(seed, sample, TEMPERATURE) for sample in range(passes)]
     tasks = []
     for numbers in cut(variant, len(proteins)):
         group = [proteins[i] for i in numbers]
         flat = Flat.from_backbones(group)
         constraints = [constraint(workload, seed, backbone) for backbone in group]
         job = make_job(flat.S, constraints, keys)
+        if workload.rules == "conditional":
+            job = replace(job, rank=_each_last(job.rank))
         native = np.tile(flat.S, (len(keys), 1))
         tasks.append(Task(flat, job, native, tuple(numbers), variant.order))
     return tasks
@@ -239,10 +256,24 @@ def cut(variant: Variant, proteins: int) -> list[list[int]]:
     return [numbers[first : first + variant.batch] for first in numbers[:: variant.batch]]
 
 
+def _each_last(rank: IntArray) -> IntArray:
+    """Ranks [N, R] with residue n decoded last in pass n."""
+    rank = rank.copy()
+    np.fill_diagonal(rank, rank.max() + 1)
+    return rank
+
+
 def constraint(workload: Workload, seed: int, backbone: Backbone) -> Constraints:
-    """Everything designed, or a random share of the residues."""
-    x = np.random.default_rng(seed).random(len(backbone))
-    return Constraints.free(backbone.mask & (x <= np.quantile(x, workload.designed)))
+    """Everything designed, or a random share of the residues; ties and biases of the rules."""
+    generator = np.random.default_rng(seed)
+    x = generator.random(len(backbone))
+    found = Constraints.free(backbone.mask & (x <= np.quantile(x, workload.designed)))
+    if workload.rules == "tied":
+        half = len(backbone) // 2
+        found.tie_group[half : 2 * half] = np.arange(half)
+    if workload.rules == "biased":
+        found.bias[:, :-1] += generator.normal(0, 0.5, (len(backbone), NUM_LETTERS - 1))
+    return found
 
 
 def backbones(workload: Workload, seed: int) -> list[Backbone]:

@@ -10,22 +10,18 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mpnn.regression.machine import PINNED
-from mpnn.regression.timing import Side
 
 ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "perf_tests"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "pytest_benchmark.plugin"]
 TEST_FILE = """
 import pytest
-from toys import SimulatedClock, clock_of, gate_of, names, plant_drift, same_outputs
+from toys import SimulatedClock, gate_of, names, plant_drift, same_outputs
 from toys import subject_and_reference
 
 CLOCK = SimulatedClock(0)
@@ -33,7 +29,7 @@ plant_drift(CLOCK)
 
 @pytest.fixture(scope="session")
 def perf_clock():
-    return clock_of(CLOCK)
+    return CLOCK
 
 @pytest.mark.parametrize("name", names())
 def test_claim(claim, name, request):
@@ -42,27 +38,6 @@ def test_claim(claim, name, request):
     claim(*sides, accuracy=same_outputs(name), gate=gate_of(CLOCK, name))
 """
 SETTINGS = "[pytest]\naddopts = -p no:cacheprovider\nfilterwarnings = error\n"
-
-
-def real_side(rounds: int, slow: float) -> Side:
-    """Small matmuls, with a busy wait in proportion.
-
-    Args:
-        rounds: matmuls of each call.
-        slow: factor on their time.
-    """
-    A = np.random.default_rng(0).random((64, 64), np.float32)
-
-    def work(number: int) -> int:
-        start = time.perf_counter()
-        for _ in range(rounds):
-            A @ A
-        until = start + slow * (time.perf_counter() - start)
-        while time.perf_counter() < until:
-            pass
-        return number
-
-    return Side(work)
 
 
 @dataclass(frozen=True)

@@ -432,6 +432,38 @@ def is_running(pid: int) -> bool:
     return False
 
 
+def test_a_disk_that_is_full_for_the_manifest(many: Path, made: str) -> None:
+    """What was done so far is kept, the reason is one sentence, and the run resumes."""
+    assert design(made, "--shard", "1/3") == 0
+    size = (many / "seqs" / "manifest.1-of-3.jsonl").stat().st_size
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 10, resource.RLIM_INFINITY))
+
+    command = [sys.executable, "-m", "mpnn", "design", "in", "--weights", made, "--num-seqs", "2"]
+    command += ["--shard", "2/3"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=small_files, check=False
+    )
+    assert done.returncode == 2
+    assert "error: seqs: the manifest cannot be written (File too large); free some" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert design(made, "--shard", "2/3") == 0
+    assert run("collect", "seqs").stdout.startswith("6 structures, 12 rows\n")
+
+
+def test_a_shard_reads_no_more_than_it_needs(many: Path, made: str) -> None:
+    """Of the other shards of a split only the first line is read; of another split, all."""
+    assert design(made, "--shard", "1/3") == 0
+    other = many / "seqs" / "manifest.1-of-3.jsonl"
+    whole = other.read_bytes()
+    other.write_bytes(whole.replace(b'"done"', b'"do\xff'))  # which is an error where it is read
+    assert design(made, "--shard", "2/3") == 0
+    assert design(made, "--shard", "1/2") == 2
+    other.write_bytes(whole)
+    assert design(made, "--shard", "1/2") == 0
+
+
 def test_a_full_disk(many: Path, made: str) -> None:
     """Results that cannot be written whole are failures; once there is room the run resumes."""
 

@@ -485,7 +485,7 @@ def _manifest(
     many = len(structures) > 1 or options.shard is not None
     if options.out == STDOUT or not (many or manifests(folder)):
         return nullcontext()
-    return Manifest(folder, shard, settings, len(structures))
+    return Manifest(folder, shard, settings, structures)
 
 
 def _settings(

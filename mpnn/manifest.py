@@ -7,11 +7,12 @@ of its own in the output folder; all of them together are the state of the run.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +97,7 @@ class Manifest:
         folder: of the outputs; it exists.
         shard: which part this run does.
         settings: by name, whatever changes a result.
-        structures: how many structures the shard has.
+        structures: files of the shard.
 
     Raises:
         InputError: another run works on this shard in this folder, the folder holds results of
@@ -104,30 +105,30 @@ class Manifest:
     """
 
     def __init__(
-        self, folder: Path, shard: Shard, settings: Mapping[str, Any], structures: int
+        self, folder: Path, shard: Shard, settings: Mapping[str, Any], structures: Sequence[Path]
     ) -> None:
         self.folder = folder
         path = folder / shard.manifest
         try:
-            self._file = path.open("a+b")
+            self._file = path.open("a+b", buffering=0)  # a line is on the disk, or an error
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
         try:
             self._lock(path)
-            self._done = _checked(folder, settings)
+            self._done = _done(folder, shard, settings, {name_of(path) for path in structures})
             self._end_torn_line()
-            self._append({SETTINGS: settings, "shard": str(shard), "structures": structures})
+            self._append({SETTINGS: settings, "shard": str(shard), "structures": len(structures)})
         except BaseException:
             self._file.close()
             raise
 
     def is_done(self, path: Path) -> bool:
         """Whether the outputs of a structure's file, as it is now, are there."""
-        entry = self._done.get(name_of(path))
+        known, outputs = self._done.get(name_of(path), ("", ()))
         return (
-            entry is not None
-            and entry.input == digest(path)
-            and all((self.folder / name).exists() for name in entry.outputs)
+            bool(outputs)
+            and known == digest(path)
+            and all((self.folder / name).exists() for name in outputs)
         )
 
     def add(self, entry: Entry) -> None:
@@ -141,10 +142,15 @@ class Manifest:
     def _lock(self, path: Path) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(
                 f"{path}: another run is at work here; wait for it, give each run a --shard of its "
                 "own, or choose another --out"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be locked ({error.strerror}); choose an --out on a file system "
+                "that has locks"
             ) from error
 
     def _end_torn_line(self) -> None:
@@ -156,8 +162,9 @@ class Manifest:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+            while data:
+                data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise InputError(
@@ -192,34 +199,64 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     """
     header: dict[str, Any] = {}
     entries = {}
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):  # after the last line end is a torn line
-        try:
-            content = json.loads(line)
-            if SETTINGS in content:
-                header = content
-            else:
-                entries[content["name"]] = Entry(**content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: line {number} is no line of a manifest ({error}); remove the file to "
-                "begin anew"
-            ) from error
+    for _, content in _lines(path):
+        if SETTINGS in content:
+            header = content
+        else:
+            entries[content["name"]] = Entry(**content)
     return header, entries
 
 
-def _checked(folder: Path, settings: Mapping[str, Any]) -> dict[str, Entry]:
-    """Structures done by any shard, once all manifests are known to have these settings."""
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered lines of a manifest; a last one that was not finished is left out.
+
+    Raises:
+        InputError: another line is damaged.
+    """
+    fields = {f.name for f in dataclasses.fields(Entry)}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                content = json.loads(line)
+                if SETTINGS not in content and content.keys() != fields:
+                    raise ValueError(f"it has {', '.join(content)}")
+            except (ValueError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{path}: line {number} is no line of a manifest ({error}); remove the file "
+                    "to begin anew"
+                ) from error
+            yield number, content
+
+
+def _done(
+    folder: Path, shard: Shard, settings: Mapping[str, Any], names: Collection[str]
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Input and outputs of those structures of a shard that are done, once all settings agree.
+
+    Other shards of the same split hold none of them, so only their first line is read: a thousand
+    shards of a million structures start at once.
+
+    Raises:
+        InputError: a manifest is damaged, or of other settings.
+    """
     plain = json.loads(json.dumps(settings))
-    done: dict[str, Entry] = {}
+    done: dict[str, tuple[str, tuple[str, ...]]] = {}
     for path in manifests(folder):
-        header, entries = read(path)
-        if header and header[SETTINGS] != plain:
-            raise InputError(
-                f"{folder} holds results of other settings: {_difference(header[SETTINGS], plain)};"
-                f" choose another --out, or remove {folder / PATTERN} to begin anew"
-            )
-        done |= {name: entry for name, entry in entries.items() if entry.status == "done"}
+        for number, content in _lines(path):
+            if SETTINGS in content:
+                if content[SETTINGS] != plain:
+                    raise InputError(
+                        f"{folder} holds results of other settings: "
+                        f"{_difference(content[SETTINGS], plain)}; choose another --out, or remove "
+                        f"{folder / PATTERN} to begin anew"
+                    )
+                _, _, count = content["shard"].rpartition("-")
+                if number == 1 and path.name != shard.manifest and int(count) == shard.of > 1:
+                    break
+            elif content["status"] == "done" and content["name"] in names:
+                done[content["name"]] = content["input"], tuple(content["outputs"])
     return done
 
 

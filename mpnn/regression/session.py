@@ -280,14 +280,13 @@ class Session:
 
         A recording demands more: that the control is known to be in its band.
         """
-        shares = [
-            row.about.get("cost", {}).get("performance_share", 1) for row in self.rows.values()
-        ]
-        if shares and min(shares) < PERFORMANCE_CORES:
+        costs = [row.about.get("cost", {}) for row in self.rows.values()]
+        share = min((cost.get("performance_share", 1.0) for cost in costs), default=1.0)
+        if share < PERFORMANCE_CORES:
             return (
-                f"void: performance cores had {min(shares):.0%} of a claim's CPU time, and "
-                f"{PERFORMANCE_CORES:.0%} are needed; no verdict counts. Close other work, plug the "
-                "machine in, and leave low-power mode"
+                f"void: performance cores had {share:.0%} of a claim's CPU time, and "
+                f"{PERFORMANCE_CORES:.0%} are needed; no verdict counts. Close other work, plug "
+                "the machine in, and leave low-power mode"
             )
         if self.control is None or self.control.verdict is Verdict.HOLDS:
             return ""

@@ -25,12 +25,12 @@ COUNTED = [claim for claim in CLAIMS if not claim.timed_as]
 REDUCED = ("half", "bfloat16", "int8", "exact-bfloat16")
 """Subjects that compute in reduced precision, see `forced`."""
 
-BUILT = ("compiled", "onnx")
-"""Subjects that take many seconds to build, in each process anew."""
+LONG = ("compiled", "onnx", "baseline-batch-8")
+"""Subjects that take many seconds to build in each process, or to count."""
 
 
 def marks(claim):
-    return [pytest.mark.slow] if claim.slow or claim.subject in BUILT else []
+    return [pytest.mark.slow] if claim.slow or claim.subject in LONG else []
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,17 +33,22 @@ REPEATS = 7
 """Timed scores, of which the median counts; one call before each keeps a device's clock up."""
 
 
-class Figures(TypedDict):
-    """What a trial tells of a bucket."""
+class Measured(TypedDict):
+    """What predictions in a bucket show."""
 
     difference: float  # largest |Δ log p| in nats
     seconds: float  # spent in Core ML by a score of one sequence
     host_seconds: float  # the rest of that score
+
+
+class Figures(Measured):
+    """What a trial tells of a bucket."""
+
     share: float  # of the score's estimated work planned on the Neural Engine
 
 
-def tried(model: ProteinMPNN, predictor: Predictor, bucket: int) -> Figures:
-    """Differences and seconds of a bucket; a plan is read elsewhere, and its share is 0 here.
+def tried(model: ProteinMPNN, predictor: Predictor, bucket: int) -> Measured:
+    """Difference and seconds of a bucket.
 
     The synthetic backbone fills seven eighths of its bucket, in two chains. It is scored alone
     (`score_L`) and under two orders (`encode_L`, `decode_L`), in a random order and with nothing
@@ -68,7 +73,7 @@ def tried(model: ProteinMPNN, predictor: Predictor, bucket: int) -> Figures:
     # NumPy's maximum, unlike Python's, keeps a NaN.
     difference = float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs]))
     host, device = seconds(engine, flat, S[:1], rank[:1])
-    return Figures(difference=difference, seconds=device, host_seconds=host, share=0.0)
+    return Measured(difference=difference, seconds=device, host_seconds=host)
 
 
 def seconds(
@@ -99,8 +104,8 @@ def trial(package: Path, unit: str) -> dict[int, Figures]:
     predictor = CoreMLPredictor(package, unit, LAYOUTS[card["layout"]])
     found = {}
     for bucket in card["buckets"]:
-        found[bucket] = tried(model, predictor, bucket)
-        found[bucket]["share"] = share(placements(package, f"score_{bucket}", unit), "NE")
+        on_engine = share(placements(package, f"score_{bucket}", unit), "NE")
+        found[bucket] = Figures(**tried(model, predictor, bucket), share=on_engine)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import types
@@ -338,11 +339,14 @@ def test_trial_on_a_fake_mac(
 ) -> None:
     """The trial compiles, plans and predicts; an error, a crash and a hang refuse the unit."""
     monkeypatch.setattr(package, "cache_folder", lambda: tmp_path / "weights")
-    script = tmp_path / "python"
     fake = Path(__file__).with_name("fake_mac.py")
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} {fake} "$@"\n')
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
+    programs = {"python": f'exec {sys.executable} {fake} "$@"', "sw_vers": "echo 15.5"}
+    for name, program in programs.items():
+        script = tmp_path / name
+        script.write_text(f"#!/bin/sh\n{program}\n")
+        script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_MAC", how)
     if how == "hang":
         monkeypatch.setattr(gate, "PATIENCE", 20.0)

@@ -132,11 +132,11 @@ def traced(model: ProteinMPNN) -> Engine:
 class TorchPredictor:
     """The functions of a Core ML package as they are before conversion."""
 
-    def __init__(self, model: ProteinMPNN, *buckets: int) -> None:
-        from mpnn.optimizations.coreml.network import BucketNetwork
+    def __init__(self, model: ProteinMPNN, *buckets: int, layout: str = "batch") -> None:
+        from mpnn.optimizations.coreml.network import LAYOUTS, BucketNetwork
 
-        parts = BucketNetwork(model)
-        self.functions = {n: f for b in buckets for n, f in parts.functions(b).items()}
+        parts, self.layout = BucketNetwork(model), LAYOUTS[layout]
+        self.functions = {n: f for b in buckets for n, f in parts.functions(b, self.layout).items()}
         self.dtype = np.dtype(str(model.W_e.weight.dtype).partition(".")[2])
         self.calls: list[str] = []
 
@@ -151,12 +151,13 @@ class TorchPredictor:
         return {n: x.numpy() for n, x in zip(called.outputs, found, strict=True)}
 
 
-def core_ml_in_torch(model: ProteinMPNN, *buckets: int) -> Any:
+def core_ml_in_torch(model: ProteinMPNN, *buckets: int, layout: str = "batch") -> Any:
     """The Core ML engine with the functions of its package run by torch."""
     pytest.importorskip("coremltools")
     from mpnn.optimizations.coreml import CoreMLEngine
 
-    return CoreMLEngine(model, predictor=TorchPredictor(model, *buckets), buckets=buckets)
+    predictor = TorchPredictor(model, *buckets, layout=layout)
+    return CoreMLEngine(model, predictor=predictor, buckets=buckets)
 
 
 def reference_samples(structures: str, kind: str, dtype: str = "float32") -> Samples:

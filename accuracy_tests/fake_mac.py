@@ -5,7 +5,8 @@ Apple's framework, is replaced: predictions come from the MIL evaluator, compili
 plans put convolutions on the Neural Engine unless it may not be used. Facts about the machine come
 from scripts that the test puts on the path under the names of Apple's tools.
 
-`python fake_mac.py STAGE [ARGUMENT]`; `FAKE_MAC` = crash or hang does that in stage coreml.
+`python fake_mac.py STAGE [ARGUMENT]…`, or `-m mpnn.optimizations.coreml.trial` as the gate starts
+it; `FAKE_MAC` = crash or hang does that when Core ML loads a function, error when it compiles.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class Model:
     @staticmethod
     def compileModel(source: str) -> str:  # noqa: N802 (the binding's name)
         """A copy of the package, named as a compiled one."""
+        if os.environ.get("FAKE_MAC") == "error":
+            raise RuntimeError("cannot compile")
         target = Path(tempfile.mkdtemp()) / "model.mlmodelc"
         shutil.copytree(source, target)
         return str(target)
@@ -120,14 +123,19 @@ def become_a_mac() -> None:
 
 
 def main(name: str, *arguments: str) -> None:
-    """Runs a stage."""
+    """Runs a stage, or a trial."""
     from mpnn.optimizations.coreml import package
     from mpnn.studies import mac_stages
 
     package.BUCKETS = (64,)  # one is enough to prove the way
     mac_stages.REPEATS = 1
-    if name == "coreml":
+    if name in ("coreml", "-m"):
         sys.platform = "darwin"
+    if name == "-m":
+        from mpnn.optimizations.coreml import trial
+
+        trial.main(*arguments[1:])
+        return
     mac_stages.main(name, *arguments)
 
 

@@ -21,6 +21,8 @@ from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.converters.mil.mil import types
 from numpy.typing import NDArray
 
+from mpnn.optimizations.coreml.network import BATCH, Layout
+
 Array = NDArray[Any]
 
 
@@ -30,11 +32,13 @@ class MILEvaluator:
     Attributes:
         exact: the arithmetic.
         calls: functions called so far.
+        layout: of the file's edge arrays.
     """
 
     dtype = np.dtype(np.float64)  # of the inputs, which are then kept as any other value
 
-    def __init__(self, path: Path, exact: bool) -> None:
+    def __init__(self, path: Path, exact: bool, layout: Layout = BATCH) -> None:
+        self.layout = layout
         model = ct.models.MLModel(str(path), skip_model_load=True)
         spec = model.get_spec()
         self.program = load(spec, spec.specificationVersion, model.weights_dir)
@@ -97,12 +101,15 @@ def value_of(given: Any, values: Mapping[Any, Any]) -> Any:
 def conv(
     x: Array, weight: Array, bias: Array | float = 0.0, groups: int = 1, **shape: Any
 ) -> Array:
-    """1 × 1 convolutions alone: [B, I, 1, L] with [O, I, 1, 1]."""
+    """1 × 1 convolutions alone: [B, I, H, L] with [O, I, 1, 1]."""
     assert groups == 1
     assert weight.shape[2:] == (1, 1)
     assert not np.any(shape["pad"])
     assert np.all(shape["strides"] == np.ones(2))
-    return (weight[:, :, 0, 0] @ x[:, :, 0] + np.reshape(bias, (-1, 1)))[:, :, None]
+    B, _, H, L = x.shape
+    return (weight[:, :, 0, 0] @ x.reshape(B, -1, H * L) + np.reshape(bias, (-1, 1))).reshape(
+        B, -1, H, L
+    )
 
 
 def gelu(x: Array, mode: str) -> Array:
@@ -166,6 +173,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "mul": lambda x, y: x * y,
     "reduce_sum": lambda x, axes, keep_dims: x.sum(tuple(axes), keepdims=bool(keep_dims)),
     "relu": lambda x: np.maximum(x, 0),
+    "reshape": lambda x, shape: np.reshape(x, tuple(shape)),
     "squeeze": lambda x, axes: np.squeeze(x, tuple(axes)),
     "sub": lambda x, y: x - y,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import types
@@ -24,11 +25,18 @@ pytest.importorskip("coremltools")
 import coremltools as ct
 
 from mpnn.optimizations.coreml import CoreMLEngine, gate, network, package, plan
-from mpnn.optimizations.coreml.gate import judge, measured, require_parity
-from mpnn.optimizations.coreml.package import cached_package, digest
+from mpnn.optimizations.coreml.gate import fastest, judge, measured, require_parity
+from mpnn.optimizations.coreml.network import BATCH, HEIGHT, LAYOUTS, Layout
+from mpnn.optimizations.coreml.package import Package, cached_package, digest
 from mpnn.optimizations.coreml.predictor import CoreMLPredictor
+from mpnn.optimizations.coreml.trial import Figures
 
 TINY = ModelConfig(1, 2, 16, 6)
+
+
+def figures(difference: float, seconds: float = 1.0, share: float = 1.0) -> Figures:
+    return Figures(difference=difference, seconds=seconds, host_seconds=1.0, share=share)
+
 
 mac = platform.mac_ver()[0] != "" and platform.machine() == "arm64"
 
@@ -48,17 +56,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_package_is_made_once(cache: Path) -> None:
-    """The same network finds its package; another weight, bucket or storage makes another."""
+    """The same network finds its package; another weight, bucket, storage or layout does not."""
     model, other = formula_weights(TINY), formula_weights(TINY)
-    first = cached_package(model, [16])
+    first = cached_package(model, [16]).path
     assert first.parent.parent == cache
     made = first.stat()
-    assert cached_package(other, [16]).stat() == made
+    assert cached_package(other, [16]).path.stat() == made
     with torch.no_grad():
         other.W_out.bias[0] += 1
-    paths = [cached_package(other, [16]), cached_package(model, [32]), first]
-    paths.append(cached_package(model, [16], "int8"))
-    assert len(set(paths)) == len(list(cache.iterdir())) == 4
+    paths = [cached_package(other, [16]).path, cached_package(model, [32]).path, first]
+    paths.append(cached_package(model, [16], "int8").path)
+    paths.append(cached_package(model, [16], layout=HEIGHT).path)
+    assert len(set(paths)) == len(list(cache.iterdir())) == 5
     for path, given in zip(paths, (other, model, model), strict=False):
         stored = load_weights(path.with_name(package.CHECKPOINT))[0]
         torch.testing.assert_close(stored.W_out.bias, given.W_out.bias)
@@ -106,7 +115,7 @@ def test_old_macos_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Multifunction packages need macOS 15."""
     monkeypatch.setattr(platform, "mac_ver", lambda: ("14.6.1", ("", "", ""), "arm64"))
     with pytest.raises(InputError, match=r"macOS 14\.6\.1.*macOS 15 or newer"):
-        CoreMLPredictor(Path("a.mlpackage"), "CPU_ONLY")
+        CoreMLPredictor(Path("a.mlpackage"), "CPU_ONLY", BATCH)
 
 
 def test_functions_are_loaded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,37 +139,73 @@ def test_functions_are_loaded_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(ct.models.utils, "compile_model", compile_model)
     monkeypatch.setattr(ct.models, "CompiledMLModel", Compiled)
     for _ in range(2):
-        predict = CoreMLPredictor(tmp_path / "a.mlpackage", "CPU_AND_NE")
+        predict = CoreMLPredictor(tmp_path / "a.mlpackage", "CPU_AND_NE", BATCH)
         for _ in range(2):
             assert predict("encode_64", {"x": np.ones(1)})["doubled"] == 2
     assert done == ["a.mlpackage"] + 2 * [(ct.ComputeUnit.CPU_AND_NE, "encode_64")]
     version = "15.4"
-    CoreMLPredictor(tmp_path / "a.mlpackage", "CPU_ONLY")
+    CoreMLPredictor(tmp_path / "a.mlpackage", "CPU_ONLY", BATCH)
     assert done[-1] == "a.mlpackage"
 
 
 @pytest.mark.parametrize("difference", [0.2, float("nan"), float("inf")])
 def test_a_unit_out_of_its_band_is_refused(difference: float) -> None:
     """One bucket that is wrong, or NaN, refuses the unit, and the message has the figures."""
-    judge({"64": 0.01, "128": 0.09}, "CPU_AND_NE", "float16")
+    judge({"64": figures(0.01), "128": figures(0.09)}, "CPU_AND_NE", "float16")
     with pytest.raises(InputError, match=r"CPU_AND_NE.*bucket of 128.*float16.*0\.1; take another"):
-        judge({"64": 0.01, "128": difference}, "CPU_AND_NE", "float16")
+        judge({"64": figures(0.01), "128": figures(difference)}, "CPU_AND_NE", "float16")
 
 
 def test_verdict_on_a_unit_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit is tried once; a kept figure out of its band refuses it again."""
     asked: list[str] = []
 
-    def figures(_: Path, unit: str) -> dict[str, float]:
+    def trial(_: Path, unit: str) -> dict[str, Figures]:
         asked.append(unit)
-        return {"16": 0.01 if unit == "CPU_ONLY" else 1.0}
+        if unit == "CPU_AND_NE":
+            raise InputError("it hung")
+        return {"16": figures(0.01 if unit == "CPU_ONLY" else 1.0)}
 
-    monkeypatch.setattr(gate, "measured", figures)
+    monkeypatch.setattr(gate, "measured", trial)
+    path = tmp_path / "a.mlpackage"
     for _ in range(2):
-        assert require_parity(tmp_path / "a.mlpackage", "CPU_ONLY", "float16") == {"16": 0.01}
+        assert require_parity(path, "CPU_ONLY", "float16") == {"16": figures(0.01)}
         with pytest.raises(InputError, match="CPU_AND_GPU"):
-            require_parity(tmp_path / "a.mlpackage", "CPU_AND_GPU", "float16")
-    assert asked == ["CPU_ONLY", "CPU_AND_GPU"]
+            require_parity(path, "CPU_AND_GPU", "float16")
+        with pytest.raises(InputError, match=r"it hung .delete .*trial\.CPU_AND_NE.* to try again"):
+            require_parity(path, "CPU_AND_NE", "float16")
+    assert asked == ["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "chosen"),
+    [
+        (figures(0.01, 2.0), figures(0.01, 1.0), HEIGHT),
+        (figures(0.01, 1.0), figures(0.01, 2.0), BATCH),
+        (figures(0.01, 2.0), figures(float("nan"), 1.0), BATCH),
+    ],
+    ids=["height faster", "batch faster", "height wrong"],
+)
+def test_the_faster_layout_that_passes_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batch: Figures, height: Figures, chosen: Layout
+) -> None:
+    """Time decides between layouts that pass their trial; a wrong one is not taken for its time."""
+    tried = {"batch": {"64": batch}, "height": {"64": height}}
+    monkeypatch.setattr(gate, "measured", lambda path, _: tried[path.parent.name])
+    packages = [Package(tmp_path / n / "a.mlpackage", layout) for n, layout in LAYOUTS.items()]
+    for package_of in packages:
+        package_of.path.parent.mkdir()
+    assert fastest(packages, "CPU_AND_NE", "float16").layout == chosen
+
+
+def test_a_unit_without_a_layout_that_passes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The message has the reason of every layout."""
+    monkeypatch.setattr(gate, "measured", lambda *_: {"64": figures(1.0)})
+    packages = [Package(tmp_path / "a.mlpackage", layout) for layout in LAYOUTS.values()]
+    with pytest.raises(InputError, match=r"batch layout: .*1 nats.*; height layout: .*1 nats"):
+        fastest(packages, "CPU_AND_NE", "float16")
 
 
 @pytest.mark.slow
@@ -168,7 +213,7 @@ def test_verdict_on_a_unit_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("cache")
 def test_trial_in_a_process_of_its_own() -> None:
     """The program that the gate starts loads the package's network, and its last line is told."""
-    path = cached_package(formula_weights(TINY), [16])
+    path = cached_package(formula_weights(TINY), [16]).path
     with pytest.raises(InputError, match=r"CPU_AND_NE: the trial ended with 1 .*macOS only"):
         measured(path, "CPU_AND_NE")
 
@@ -250,28 +295,67 @@ def test_plan_says_where_each_operation_runs() -> None:
     assert plan.share([], "NE") == 0
 
 
-@pytest.mark.parametrize("elsewhere", ["encode_64", "decode_64", None])
+@pytest.mark.parametrize(
+    ("share", "seconds", "said"),
+    [
+        (0.75, 0.5, None),
+        (0.5, 0.5, "run 50% of score_64 on the Neural Engine"),
+        (0.75, 0.8, r"score_64 takes 0\.8 s .* 1 s on the CPU alone"),
+    ],
+    ids=["used", "planned elsewhere", "as slow as the CPU"],
+)
 def test_a_figure_of_the_neural_engine_is_measured_on_it(
-    monkeypatch: pytest.MonkeyPatch, elsewhere: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, share: float, seconds: float, said: str | None
 ) -> None:
-    """Where Core ML means to run half of a function elsewhere, nothing is measured."""
-
-    def placements(package: Path, function: str, unit: str) -> list[plan.Placement]:
-        assert (package, unit) == (Path("network"), "CPU_AND_NE")
-        rest = 0.5 if function == elsewhere else 0.25
-        return [
-            plan.Placement("conv", "v1", "NE", 1 - rest),
-            plan.Placement("gelu", "v2", "CPU", rest),
-        ]
-
+    """Where half of a score is planned elsewhere, or no time is saved, nothing is measured."""
+    tried = {"CPU_AND_NE": figures(0.01, seconds, share), "CPU_ONLY": figures(0.01, 1.0)}
+    monkeypatch.setattr(gate, "measured", lambda _, unit: {"64": tried[unit]})
     monkeypatch.setattr("platform.mac_ver", lambda: ("15.5", ("", "", ""), "arm64"))
-    monkeypatch.setattr("mpnn.optimizations.coreml.engine.placements", placements)
     monkeypatch.setattr(
-        "mpnn.optimizations.coreml.engine.cached_package", lambda *_: Path("network")
+        "mpnn.optimizations.coreml.engine.cached_package",
+        lambda *_: Package(tmp_path / "a.mlpackage", BATCH),
     )
     engine = CoreMLEngine(formula_weights(TINY))
-    if elsewhere is None:
+    if said is None:
         engine.require_neural_engine(40)
         return
-    with pytest.raises(InputError, match=f"run 50% of {elsewhere} on the Neural Engine"):
+    with pytest.raises(InputError, match=said):
         engine.require_neural_engine(40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("", None),
+        ("error", "the trial ended with 1 .*cannot compile"),
+        ("crash", r"the trial ended with -11"),
+        ("hang", "no answer in"),
+    ],
+    ids=["passes", "error", "crash", "hang"],
+)
+def test_trial_on_a_fake_mac(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str, said: str | None
+) -> None:
+    """The trial compiles, plans and predicts; an error, a crash and a hang refuse the unit."""
+    monkeypatch.setattr(package, "cache_folder", lambda: tmp_path / "weights")
+    fake = Path(__file__).with_name("fake_mac.py")
+    programs = {"python": f'exec {sys.executable} {fake} "$@"', "sw_vers": "echo 15.5"}
+    for name, program in programs.items():
+        script = tmp_path / name
+        script.write_text(f"#!/bin/sh\n{program}\n")
+        script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_MAC", how)
+    if how == "hang":
+        monkeypatch.setattr(gate, "PATIENCE", 20.0)
+    path = cached_package(formula_weights(TINY), [16], layout=HEIGHT).path
+    if said is None:
+        found = measured(path, "CPU_AND_NE")["16"]
+        assert 0 < found["difference"] < 0.1
+        assert 0 < found["share"] < 1
+        assert found["seconds"] > 0
+        return
+    with pytest.raises(InputError, match=said):
+        measured(path, "CPU_AND_NE")

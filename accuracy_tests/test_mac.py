@@ -72,9 +72,12 @@ def test_the_machine_is_described() -> None:
 def test_core_ml_runs_through_the_real_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversion, plan, parity and predictions of a unit; a crash or a hang of it is a result."""
     pytest.importorskip("coremltools")
-    done = run_stage(stage("coreml-CPU_AND_NE"), ROOT)
+    done = run_stage(stage("coreml-CPU_AND_NE-height"), ROOT)
     assert done["outcome"] == "passed", done["log"]
-    assert 0 < done["result"]["parity"]["64"] < 0.1
+    bucket = done["result"]["buckets"]["64"]
+    assert 0 < bucket["difference"] < 0.1
+    assert min(bucket["host_seconds"], bucket["seconds"]) > 0
+    assert "| 64 | CPU_AND_NE-height |" in "\n".join(lines({"coreml-CPU_AND_NE-height": done}))
     function = next(iter(done["result"]["functions"].values()))
     assert function["shares"]["NE"] > 0
     assert (
@@ -82,9 +85,9 @@ def test_core_ml_runs_through_the_real_classes(monkeypatch: pytest.MonkeyPatch) 
     )
     assert function["seconds"] > 0
     monkeypatch.setenv("FAKE_MAC", "crash")
-    assert run_stage(stage("coreml-CPU_ONLY"), ROOT)["outcome"] == "crashed: SIGSEGV"
+    assert run_stage(stage("coreml-CPU_ONLY-batch"), ROOT)["outcome"] == "crashed: SIGSEGV"
     monkeypatch.setenv("FAKE_MAC", "hang")
-    hung = Stage("coreml", stage("coreml-CPU_ONLY").arguments, 0.5)
+    hung = Stage("coreml", stage("coreml-CPU_ONLY-batch").arguments, 0.5)
     assert run_stage(hung, ROOT)["outcome"] == "killed after 0.5 minutes"
 
 

@@ -40,6 +40,7 @@ LOG = 20_000
 """Characters of a stage's output that are kept: its end, where errors are."""
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
+LAYOUTS = ("batch", "height")
 VALIDATION = {"MTL_DEBUG_LAYER": "1", "MTL_SHADER_VALIDATION": "1"}
 """Metal checks its API calls and the memory accesses of its kernels."""
 
@@ -73,7 +74,11 @@ def stages() -> list[Stage]:
         Stage("machine", (*WORKER, "machine"), 2),
         Stage("metal", (*WORKER, "metal"), 10),
         *(Stage(f"mps-{name}", (*WORKER, "mps", name), 10) for name in torch_engines),
-        *(Stage(f"coreml-{unit}", (*WORKER, "coreml", unit), 40) for unit in UNITS),
+        *(
+            Stage(f"coreml-{unit}-{layout}", (*WORKER, "coreml", unit, layout), 40)
+            for unit in UNITS
+            for layout in LAYOUTS
+        ),
         Stage("tests", ("-m", "pytest", "-q", "accuracy_tests"), 60),
         Stage("tests-validated", ("-m", "pytest", "-q", *metal_tests), 30, VALIDATION),
         Stage("claims", (*GATE, SPEED, "--record"), 120, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),

@@ -88,7 +88,7 @@ def lines(results: Results) -> Iterator[str]:
         (("engine on MPS", "network", "\\|Δ log p\\|", "same residues", "score", "sample"), _mps),
         (("Metal kernel", "error", "time"), _metal),
         (("Core ML", "unit", "on the Neural Engine", "elsewhere", "time"), _functions),
-        (("Core ML bucket", "unit", "\\|Δ log p\\|"), _parity),
+        (("Core ML bucket", "unit", "\\|Δ log p\\|", "host", "device"), _buckets),
     )
     for headings, rows in tables:
         cells = list(rows(found))
@@ -134,10 +134,11 @@ def _functions(found: Results) -> Iterator[tuple[str, ...]]:
             yield name, stage.removeprefix("coreml-"), share, elsewhere, seconds(row["seconds"])
 
 
-def _parity(found: Results) -> Iterator[tuple[str, ...]]:
+def _buckets(found: Results) -> Iterator[tuple[str, ...]]:
     for stage, result in found.items():
-        for bucket, difference in result.get("parity", {}).items():
-            yield str(bucket), stage.removeprefix("coreml-"), f"{difference:.1e}"
+        for bucket, row in result.get("buckets", {}).items():
+            times = seconds(row["host_seconds"]), seconds(row["seconds"])
+            yield bucket, stage.removeprefix("coreml-"), f"{row['difference']:.1e}", *times
 
 
 def report(path: Path, root: Path) -> Iterator[str]:

@@ -172,28 +172,29 @@ def _messages(make: Callable[..., Any], C: int, K: int, product: bool) -> Any:
     )  # fmt: skip
 
 
-def coreml(unit: str) -> dict[str, Any]:
-    """One compute unit: devices that each function is planned on, parity, and seconds.
+def coreml(unit: str, layout: str) -> dict[str, Any]:
+    """One compute unit and layout: devices that each function is planned on, parity, and seconds.
 
     Returns:
         By function: share of the estimated work by device, operations that are not on the first
-        device, and seconds of a prediction; and the largest |Δ log p| by bucket.
+        device, and seconds of a prediction; and by bucket the largest |Δ log p|, and seconds that
+        the host and the device spend on a score from coordinates.
     """
     from collections import Counter
 
     from mpnn.optimizations.coreml import package as packages
-    from mpnn.optimizations.coreml import parity, plan, predictor
-    from mpnn.optimizations.coreml.network import BucketNetwork
+    from mpnn.optimizations.coreml import plan, predictor, trial
+    from mpnn.optimizations.coreml.network import LAYOUTS, BucketNetwork
     from mpnn.weights import build_network
 
     checkpoint = load_arrays("baseline")
     model: Any = build_network(checkpoint.config, checkpoint.arrays)
-    package = packages.cached_package(model, packages.BUCKETS)
-    predict = predictor.CoreMLPredictor(package, unit)
-    found: dict[str, Any] = {"parity": {}, "functions": {}}
+    package = packages.cached_package(model, packages.BUCKETS, layout=LAYOUTS[layout]).path
+    predict = predictor.CoreMLPredictor(package, unit, LAYOUTS[layout])
+    found: dict[str, Any] = {"buckets": {}, "functions": {}}
     for bucket in packages.BUCKETS:
-        found["parity"][bucket] = parity.differences(model, predict, [bucket])[bucket]
-        for name, function in BucketNetwork(model).functions(bucket).items():
+        found["buckets"][bucket] = trial.tried(model, predict, bucket)
+        for name, function in BucketNetwork(model).functions(bucket, LAYOUTS[layout]).items():
             placed = plan.placements(package, name, unit)
             shares = {device: plan.share(placed, device) for device in ("NE", "GPU", "CPU")}
             first = max(shares, key=lambda device: shares[device])

@@ -1,4 +1,4 @@
-"""Core ML: one package, with an encoder and a score pass for 64, 128, 256 and 512 residues.
+"""Core ML: score, encoder, decoder and sampling step for 64, 128, 256 and 512 residues.
 
 A structure is padded to the shortest length that holds it; neighbors and edge features stay
 outside, in float32. Conversion works on Linux too, prediction on macOS alone.

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mpnn.config import NUM_LETTERS
 from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.model import Batch, ProteinMPNN
 from mpnn.optimizations import check_neighbors
-from mpnn.optimizations.coreml.gate import require_parity
-from mpnn.optimizations.coreml.network import slots_of
-from mpnn.optimizations.coreml.package import BUCKETS, Weights, cached_package
-from mpnn.optimizations.coreml.padding import Arrays, Padded
-from mpnn.optimizations.coreml.plan import placements, share
+from mpnn.optimizations.coreml.gate import fastest, judge_residency, require_parity
+from mpnn.optimizations.coreml.network import LAYOUTS, STEP_ROWS, slots_of
+from mpnn.optimizations.coreml.package import BUCKETS, Package, Weights, cached_package
+from mpnn.optimizations.coreml.padding import Array, Arrays, Padded
 from mpnn.optimizations.coreml.predictor import CoreMLPredictor, Predictor, require_macos
 from mpnn.optimizations.tensors import name_of, own, synchronize
 from mpnn.sampling import Job, Samples, sample_types
@@ -32,7 +31,29 @@ class EncodedStructure:
 
     rows: slice  # of the structures laid end to end
     padded: Padded
-    decoder_inputs: Arrays  # all but the residue types
+    inputs: Arrays  # edge vectors and the graph
+    encoded: dict[str, Array] = field(default_factory=dict)  # h_V and h_E, once they are computed
+
+
+@dataclass(frozen=True, eq=False)
+class Decoding:
+    """One sample on its way: types S [L] as they are, and what enters each decoder layer."""
+
+    structure: EncodedStructure
+    S: IntArray
+    rank: IntArray
+    states: list[Array]  # [1, C, 1, L'], the encoder's first
+
+    def inputs(self, rows: IntArray) -> Arrays:
+        """Inputs of `step_L` for at most `STEP_ROWS` residues; the last fills up the rest."""
+        at = np.pad(rows, (0, STEP_ROWS - len(rows)), mode="edge")
+        known = {**self.structure.inputs, **self.structure.encoded}
+        named = ("h_V", "h_E", "E_idx", "decoder_weight", "mask")
+        return {
+            **{name: np.take(known[name], at, -1) for name in named},
+            **self.structure.padded.types_at(self.S, self.rank, at, STEP_ROWS),
+            **{f"state_{n}": state for n, state in enumerate(self.states)},
+        }
 
 
 CoreMLEncoding = list[EncodedStructure]
@@ -45,9 +66,12 @@ class CoreMLEngine:
     Log-probabilities differ from the reference's by half precision (`gate.BANDS`), so a sample that
     is close to a tie may differ, and the residues after it with it.
 
-    **Sampling is expensive.** The package has no step for a few residues: each wavefront costs a
-    score pass over the whole bucket, one sample at a time; a sample of 106 residues with k = 48
-    takes 56. This engine is for scoring; the exact engine is the one to sample with.
+    A score of one sequence is one call. A sample takes a call for each `STEP_ROWS` residues of a
+    wavefront, and computes those alone; with k = 48 and 106 residues these are 56 calls or more, so
+    the exact engine may still sample faster on the CPU: not measured here.
+
+    Attributes:
+        device_seconds: spent in predictions so far; the rest of a call's time is the host's.
     """
 
     def __init__(
@@ -74,6 +98,7 @@ class CoreMLEngine:
         self.dtype = name_of(model.W_e.weight.dtype)
         self.buckets = tuple(buckets)
         self.unit, self.weights = unit, weights
+        self.device_seconds = 0.0
         self._predictor = predictor
 
     @property
@@ -84,33 +109,36 @@ class CoreMLEngine:
             InputError: Core ML cannot predict on this machine, or predicts something else.
         """
         if self._predictor is None:
-            require_macos()
-            package = cached_package(self.model, self.buckets, self.weights)
-            require_parity(package, self.unit, self.weights)
-            self._predictor = CoreMLPredictor(package, self.unit)
+            package = self._package()
+            self._predictor = CoreMLPredictor(package.path, self.unit, package.layout)
         return self._predictor
+
+    def _package(self) -> Package:
+        """The package in the faster layout that passes its trial."""
+        require_macos()
+        made = (
+            cached_package(self.model, self.buckets, self.weights, layout)
+            for layout in LAYOUTS.values()
+        )
+        return fastest(made, self.unit, self.weights)
 
     def require_neural_engine(self, length: int) -> None:
         """Checks that a figure of this engine would be one of the Neural Engine.
 
-        Core ML may put everything on the CPU without a warning; its plan says what it will do.
+        Core ML may put everything on the CPU without a warning; see `gate.judge_residency`.
 
         Args:
             length: residues.
 
         Raises:
-            InputError: it plans to run half of the encoder or decoder elsewhere, or is missing.
+            InputError: the Neural Engine is missing or hardly used.
         """
-        require_macos()
-        package = cached_package(self.model, self.buckets, self.weights)
-        bucket = bucket_of(length, self.buckets)
-        for part in ("encode", "decode"):
-            found = share(placements(package, f"{part}_{bucket}", self.unit), "NE")
-            if found <= 0.5:
-                raise InputError(
-                    f"Core ML plans to run {found:.0%} of {part}_{bucket} on the Neural Engine, so "
-                    "its time would be that of something else"
-                )
+        bucket, package = bucket_of(length, self.buckets), self._package()
+        ours, cpu = (
+            require_parity(package.path, unit, self.weights)[str(bucket)]
+            for unit in (self.unit, "CPU_ONLY")
+        )
+        judge_residency(bucket, ours, cpu)
 
     def synchronize(self) -> None:
         """Blocks until the features' device has finished; predictions return when they are done."""
@@ -118,7 +146,7 @@ class CoreMLEngine:
 
     @torch.inference_mode()
     def encode(self, flat: Flat) -> CoreMLEncoding:
-        """Pads every structure to its bucket and runs the encoder.
+        """Computes edge vectors and pads every structure to its bucket; the encoder runs later.
 
         Raises:
             InputError: a structure is longer than the longest bucket, or has more neighbors than
@@ -132,10 +160,9 @@ class CoreMLEngine:
             batch = Batch.from_flat(flat.alone(b), self.device, getattr(torch, self.dtype))
             E, E_idx = (x[0].cpu().numpy() for x in self.model.features(batch))
             slots = slots_of(self.model.config, bucket)
-            padded = Padded(E_idx, flat.mask[rows], bucket, slots, predict.dtype)
-            found = predict(f"encode_{bucket}", padded.encoder_inputs(E))
-            outputs = {n: np.ascontiguousarray(x, predict.dtype) for n, x in found.items()}
-            inputs = {**outputs, **padded.decoder_graph()}
+            mask = flat.mask[rows]
+            padded = Padded(E_idx, mask, bucket, slots, predict.dtype, predict.layout)
+            inputs = {"E": padded.edges(E, bucket), **padded.graph()}
             structures.append(EncodedStructure(rows, padded, inputs))
         return structures
 
@@ -147,16 +174,22 @@ class CoreMLEngine:
     def log_probs(
         self, encoding: CoreMLEncoding, S: IntArray, rank: IntArray
     ) -> NDArray[np.floating]:
-        """Teacher-forced log-probabilities [N, R, 21]: one score pass for each sample."""
+        """Teacher-forced log-probabilities [N, R, 21].
+
+        A single sample takes one `score_L` unless the encoder has run; several take one `encode_L`
+        and a `decode_L` each.
+        """
         found = np.zeros((*S.shape, NUM_LETTERS), self.dtype)
         for structure in encoding:
+            part = "decode" if len(S) > 1 or structure.encoded else "score"
             for n in range(len(S)):
                 at = (n, structure.rows)
-                found[at] = self._logits(structure, S[at], rank[at]).log_softmax(-1).numpy()
+                outputs = self._call(part, structure, structure.padded.types(S[at], rank[at]))
+                found[at] = self._log_softmax(structure.padded.rows(outputs["logits"]))
         return found
 
     def sample(self, encoding: CoreMLEncoding, job: Job) -> Samples:
-        """Samples one sequence after another, wavefront by wavefront: a score pass for each."""
+        """Samples one sequence after another, wavefront by wavefront."""
         S = np.tile(job.S, (len(job.rank), 1))
         log_probs = np.zeros((*S.shape, NUM_LETTERS), self.dtype)
         step = steps_of(job, [self.neighbors(encoding, b) for b in range(len(encoding))])
@@ -166,20 +199,32 @@ class CoreMLEngine:
                 mine = np.zeros_like(step)
                 mine[at] = step[at]
                 logits = self._sample(structure, StepRows.of(job, mine), S[at], job.rank[at])
-                log_probs[at] = logits.log_softmax(-1).numpy()
+                log_probs[at] = self._log_softmax(logits)
         return Samples(S, log_probs)
 
     def _sample(
         self, structure: EncodedStructure, rows: StepRows, S: IntArray, rank: IntArray
-    ) -> Tensor:
-        """Fills in S [L] under rank [L]; logits [L, 21] of the last pass, which saw all types."""
-        logits = self._logits(structure, S, rank)
-        for number, now in enumerate(rows.steps()):
-            if number:
-                logits = self._logits(structure, S, rank)
+    ) -> Array:
+        """Fills in S [L] under rank [L]; logits [L, 21]."""
+        h_V = self._encoded(structure)["h_V"]
+        states = {f"new_{n}": np.zeros_like(h_V) for n in range(1, len(self.model.decoder_layers))}
+        decoding = Decoding(structure, S, rank, [h_V, *states.values()])
+        logits = np.zeros((len(S), NUM_LETTERS), self.dtype)
+        if len(rows.row) < len(S):  # the residues of step 0, all at once
+            outputs = self._call("decode", structure, structure.padded.types(S, rank))
+            logits[:] = structure.padded.rows(outputs["logits"])
+            for name, state in states.items():
+                state[:] = outputs[name]
+        for now in rows.steps():
             i = now.residue - structure.rows.start
+            for first in range(0, len(i), STEP_ROWS):
+                at = i[first : first + STEP_ROWS]
+                outputs = self._predict(f"step_{structure.padded.bucket}", decoding.inputs(at))
+                logits[at] = outputs["logits"][0, :, 0, : len(at)].T
+                for name, state in states.items():
+                    state[..., at] = outputs[name][..., : len(at)]
             types = sample_types(
-                logits.numpy()[i],
+                logits[i],
                 now.gumbel.astype(self.dtype),
                 now.temperature.astype(self.dtype),
                 now.bias.astype(self.dtype),
@@ -189,12 +234,31 @@ class CoreMLEngine:
             S[i] = np.where(now.designed, types, S[i])
         return logits
 
-    def _logits(self, structure: EncodedStructure, S: IntArray, rank: IntArray) -> Tensor:
-        """One score pass: logits [L, 21] of residue types S [L] under rank [L]."""
-        padded = structure.padded
-        inputs = {**structure.decoder_inputs, **padded.decoder_types(S, rank)}
-        outputs = self.predictor(f"decode_{padded.bucket}", inputs)
-        return torch.from_numpy(padded.rows(outputs["logits"]).astype(self.dtype))
+    def _log_softmax(self, logits: Array) -> Array:
+        found: Array = torch.from_numpy(logits.astype(self.dtype)).log_softmax(-1).numpy()
+        return found
+
+    def _encoded(self, structure: EncodedStructure) -> Arrays:
+        """h_V and h_E of a structure, computed when first needed."""
+        if not structure.encoded:
+            outputs = self._call("encode", structure)
+            for name, x in outputs.items():
+                structure.encoded[name] = np.ascontiguousarray(x, self.predictor.dtype)
+        return structure.encoded
+
+    def _call(self, part: str, structure: EncodedStructure, types: Arrays | None = None) -> Arrays:
+        """Runs `score_L`, `encode_L` or `decode_L` on a structure."""
+        unused = {"score": (), "encode": ("decoder_weight",), "decode": ("E", "encoder_weight")}
+        inputs = {n: x for n, x in structure.inputs.items() if n not in unused[part]}
+        if part == "decode":
+            inputs |= self._encoded(structure)
+        return self._predict(f"{part}_{structure.padded.bucket}", inputs | dict(types or {}))
+
+    def _predict(self, function: str, inputs: Arrays) -> Arrays:
+        start = time.perf_counter()
+        outputs = self.predictor(function, inputs)
+        self.device_seconds += time.perf_counter() - start
+        return outputs
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:

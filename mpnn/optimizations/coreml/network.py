@@ -1,8 +1,9 @@
 """The network as Core ML is to run it: one structure, a fixed number of residues, no gather.
 
-Shapes: L residues of the bucket, K neighbors, C hidden; edges are [K, C, 1, L] and nodes
-[1, C, 1, L], so that the long axis is the last one and every Linear layer is a 1 × 1 convolution
-(Apple, "Deploying Transformers on the Apple Neural Engine", 2022).
+Shapes: L residues of the bucket, K neighbors, C hidden, M rows of a step; edges are [K, C, 1, L],
+or [1, C, K, L] in the other `Layout`, and nodes [1, C, 1, L], so that the long axis is the last one
+and every Linear layer is a 1 × 1 convolution (Apple, "Deploying Transformers on the Apple Neural
+Engine", 2022). Shapes below are those of the first layout.
 
 **Padding changes nothing.** A padded slot of a residue weighs nothing in its sum. A padded residue
 is no residue's neighbor; its own slots all weigh something, so that no LayerNorm there sees zeros,
@@ -18,9 +19,10 @@ that is the better bargain is for `plan` and the clock on a Mac to say.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
@@ -31,8 +33,35 @@ SLOT_WEIGHT = 1 / 32
 """Weight of a real slot in the sum over neighbors: a power of two, which half precision holds. The
 rest of the published 1/30 is in W3."""
 
-
 Shape = tuple[int, ...]
+
+STEP_ROWS = 8
+"""M, rows of one `step_L` call; wavefronts with more take several."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the K neighbor slots of an edge array lie; the sum over them follows from its shape.
+
+    Attributes:
+        name: name of the axis.
+        axis: its number.
+    """
+
+    name: str
+    axis: int
+
+    def shape(self, K: int, C: int, L: int) -> Shape:
+        """Shape of an edge array: [K, C, 1, L] or [1, C, K, L]."""
+        return (K, C, 1, L) if self.axis == 0 else (1, C, K, L)
+
+    def slots_first(self, x: NDArray[Any]) -> NDArray[Any]:
+        """An edge array as a view [K, C, 1, L]."""
+        return x.swapaxes(0, self.axis)
+
+
+BATCH, HEIGHT = Layout("batch", 0), Layout("height", 2)
+LAYOUTS = {layout.name: layout for layout in (BATCH, HEIGHT)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,25 +74,37 @@ class Function:
 
 
 class BucketNetwork(nn.Module):
-    """The encoder and the score pass; the weights are the same at every length."""
+    """Encoder, decoder, both as one, and a step; the weights are the same at every length."""
 
     def __init__(self, model: ProteinMPNN) -> None:
         super().__init__()
         self.config = model.config
         with torch.no_grad():
             self.encoder, self.decoder = BucketEncoder(model), BucketDecoder(model)
+        self.score, self.step = BucketScore(self.encoder, self.decoder), BucketStep(self.decoder)
 
-    def functions(self, bucket: int) -> dict[str, Function]:
-        """`encode_L` and `decode_L` for L = `bucket`."""
-        K, C = slots_of(self.config, bucket), self.config.hidden_dim
-        node, slot = (1, 1, 1, bucket), (K, 1, 1, bucket)
-        edges = (K, C, 1, bucket)
-        graph = {"E_idx": (K, 1, bucket), "slot_weight": slot, "mask": node}
-        nodes = {"h_V": (1, C, 1, bucket), "h_E": edges}
-        types = {"see": slot, "types": (K, NUM_LETTERS, 1, bucket)}
+    def functions(self, L: int, layout: Layout = BATCH) -> dict[str, Function]:
+        """`score_L`, `encode_L`, `decode_L` and `step_L` for a bucket of L residues."""
+        K, C, M = slots_of(self.config, L), self.config.hidden_dim, STEP_ROWS
+        states = range(1, self.config.num_decoder_layers)
+        slot, node = layout.shape(K, 1, L), (1, C, 1, L)
+        E, E_idx, mask = {"E": layout.shape(K, C, L)}, {"E_idx": slot}, {"mask": (1, 1, 1, L)}
+        graph = E_idx | {"decoder_weight": slot} | mask
+        types = {"see": slot, "types": layout.shape(K, NUM_LETTERS, L)}
+        encoded = {"h_V": node, "h_E": layout.shape(K, C, L)}
+        rows = {name: (*shape[:-1], M) for name, shape in (encoded | graph | types).items()}
+        new = ("logits", *(f"new_{n}" for n in states))
         return {
-            f"encode_{bucket}": Function(self.encoder, {"E": edges, **graph}, ("h_V", "h_E")),
-            f"decode_{bucket}": Function(self.decoder, nodes | graph | types, ("logits",)),
+            f"score_{L}": Function(
+                self.score, E | {"encoder_weight": slot} | graph | types, ("logits",)
+            ),
+            f"encode_{L}": Function(
+                self.encoder, E | E_idx | {"encoder_weight": slot} | mask, ("h_V", "h_E")
+            ),
+            f"decode_{L}": Function(self.decoder, encoded | graph | types, new),
+            f"step_{L}": Function(
+                self.step, rows | {f"state_{n}": node for n in (0, *states)}, new
+            ),
         }
 
 
@@ -84,27 +125,33 @@ class BucketEncoder(nn.Module):
         )
 
     def forward(
-        self, E: Tensor, E_idx: Tensor, slot_weight: Tensor, mask: Tensor
+        self, E: Tensor, E_idx: Tensor, encoder_weight: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Nodes and edges for the decoder.
 
         Args:
             E: [K, C, 1, L] edge vectors after their LayerNorm.
-            E_idx: [K, 1, L] neighbors, as real numbers.
-            slot_weight: [K, 1, 1, L] `SLOT_WEIGHT` where both ends have all atoms.
+            E_idx: [K, 1, 1, L] neighbors, as real numbers.
+            encoder_weight: [K, 1, 1, L] `SLOT_WEIGHT` where both ends have all atoms.
             mask: [1, 1, 1, L], 1 where all atoms are present.
 
         Returns:
             h_V [1, C, 1, L] and h_E [K, C, 1, L].
         """
-        P, h_E = selection(E_idx), self.W_e(E)
+        return self.encode(E, selection(E_idx, E.shape[-1]), encoder_weight, mask)
+
+    def encode(
+        self, E: Tensor, P: Tensor, encoder_weight: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same, with `selection` made before."""
+        h_E = self.W_e(E)
         first, *others = cast(list[_BucketEncoderLayer], list(self.layers))
-        h_V = first.update(None, h_E, slot_weight, mask)
-        h_j = neighbors_of(h_V, P)
+        h_V = first.update(None, h_E, encoder_weight, mask)
+        h_j = neighbors_of(h_V, P, encoder_weight)
         h_E = first.update_edges(h_V, h_E, h_j)
         for layer in others:
-            h_V = layer.update(h_V, torch.cat([h_E, h_j], 1), slot_weight, mask)
-            h_j = neighbors_of(h_V, P)
+            h_V = layer.update(h_V, torch.cat([h_E, h_j], 1), encoder_weight, mask)
+            h_j = neighbors_of(h_V, P, encoder_weight)
             h_E = layer.update_edges(h_V, h_E, h_j)
         return h_V, h_E
 
@@ -125,30 +172,107 @@ class BucketDecoder(nn.Module):
         h_V: Tensor,
         h_E: Tensor,
         E_idx: Tensor,
-        slot_weight: Tensor,
+        decoder_weight: Tensor,
         mask: Tensor,
         see: Tensor,
         types: Tensor,
-    ) -> Tensor:
-        """Logits [1, 21, 1, L].
+    ) -> tuple[Tensor, ...]:
+        """Logits [1, 21, 1, L], and states [1, C, 1, L] after every layer but the last.
 
         Args:
             h_V: [1, C, 1, L] nodes.
             h_E: [K, C, 1, L] edges.
-            E_idx: [K, 1, L] neighbors, as real numbers.
-            slot_weight: [K, 1, 1, L] `SLOT_WEIGHT` where the neighbor is no padding.
+            E_idx: [K, 1, 1, L] neighbors, as real numbers.
+            decoder_weight: [K, 1, 1, L] `SLOT_WEIGHT` where the neighbor is no padding.
             mask: [1, 1, 1, L], 1 where all atoms are present.
             see: [K, 1, 1, L], 1 where the neighbor is decoded before the residue.
             types: [K, 21, 1, L], 1 at the neighbor's residue type where it is visible.
         """
-        P = selection(E_idx)
-        h_j = encoder_state = neighbors_of(h_V, P)
+        P = selection(E_idx, h_V.shape[-1])
+        return self.decode(h_V, h_E, P, decoder_weight, mask, see, types)
+
+    def decode(
+        self,
+        h_V: Tensor,
+        h_E: Tensor,
+        P: Tensor,
+        decoder_weight: Tensor,
+        mask: Tensor,
+        see: Tensor,
+        types: Tensor,
+        *states: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """The same, with `selection` made before; `states` are those that neighbors have.
+
+        They are what enters each layer, of all residues; without them, what is computed here.
+        """
+        new, encoder_state = [], None
         for n, layer in enumerate(cast(list[_BucketDecoderLayer], list(self.layers))):
-            if n > 0:
-                h_j = see * neighbors_of(h_V, P) + (1 - see) * encoder_state
-            h_V = layer.update(h_V, torch.cat([h_E, h_j, types], 1), slot_weight, mask)
-        logits: Tensor = self.W_out(h_V)
-        return logits
+            h_j = neighbors_of(states[n] if states else h_V, P, see)
+            if encoder_state is None:
+                encoder_state = h_j
+            else:
+                h_j = see * h_j + (1 - see) * encoder_state
+            h_V = layer.update(h_V, torch.cat([h_E, h_j, types], 1), decoder_weight, mask)
+            new.append(h_V)
+        return self.W_out(h_V), *new[:-1]
+
+
+class BucketScore(nn.Module):
+    """Encoder and decoder in one program: P is made once, and edges never leave it."""
+
+    def __init__(self, encoder: BucketEncoder, decoder: BucketDecoder) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(
+        self,
+        E: Tensor,
+        encoder_weight: Tensor,
+        E_idx: Tensor,
+        decoder_weight: Tensor,
+        mask: Tensor,
+        see: Tensor,
+        types: Tensor,
+    ) -> Tensor:
+        """Logits [1, 21, 1, L]; arguments are those of the encoder and the decoder."""
+        P = selection(E_idx, E.shape[-1])
+        h_V, h_E = self.encoder.encode(E, P, encoder_weight, mask)
+        return self.decoder.decode(h_V, h_E, P, decoder_weight, mask, see, types)[0]
+
+
+class BucketStep(nn.Module):
+    """The decoder for M rows of one wavefront, which see no row of their own step."""
+
+    def __init__(self, decoder: BucketDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self,
+        h_V: Tensor,
+        h_E: Tensor,
+        E_idx: Tensor,
+        decoder_weight: Tensor,
+        mask: Tensor,
+        see: Tensor,
+        types: Tensor,
+        *states: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Logits [1, 21, 1, M], and the rows' states [1, C, 1, M] after every layer but the last.
+
+        Args:
+            h_V: [1, C, 1, M] nodes of the rows; all others but `states` are theirs too.
+            h_E: [K, C, 1, M].
+            E_idx: [K, 1, 1, M].
+            decoder_weight: [K, 1, 1, M].
+            mask: [1, 1, 1, M].
+            see: [K, 1, 1, M].
+            types: [K, 21, 1, M].
+            states: [1, C, 1, L] of all residues, what enters each layer.
+        """
+        P = selection(E_idx, states[0].shape[-1])
+        return self.decoder.decode(h_V, h_E, P, decoder_weight, mask, see, types, *states)
 
 
 def pointwise(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
@@ -166,18 +290,30 @@ def per_channel(vector: Tensor) -> nn.Parameter:
     return nn.Parameter(vector.detach()[:, None, None].clone(), requires_grad=False)
 
 
-def selection(E_idx: Tensor) -> Tensor:
-    """P [K, L, L], 1 at [k, j, i] where j is neighbor k of residue i: E_idx [K, 1, L] as numbers.
+def selection(E_idx: Tensor, L: int) -> Tensor:
+    """P, 1 where j is the neighbor: E_idx [K, 1, 1, M] as numbers -> [K, L, M].
 
-    Built by arithmetic on whole numbers, which half precision holds exactly up to 2,048.
+    In the other layout [1, 1, K, M] -> [1, L, K·M]. Built by arithmetic on whole numbers, which
+    half precision holds exactly up to 2,048.
     """
-    j = torch.arange(E_idx.shape[-1], dtype=E_idx.dtype, device=E_idx.device)
-    return relu(1 - (E_idx - j[None, :, None]).abs())
+    j = torch.arange(L, dtype=E_idx.dtype, device=E_idx.device)
+    i = E_idx.squeeze(2) if E_idx.shape[2] == 1 else E_idx.flatten(2)
+    return relu(1 - (i - j[None, :, None]).abs())
 
 
-def neighbors_of(h_V: Tensor, P: Tensor) -> Tensor:
-    """Vectors of the neighbors: h_V [1, C, 1, L], P [K, L, L] -> [K, C, 1, L]."""
-    return (h_V.squeeze(2) @ P).unsqueeze(2)
+def neighbors_of(h_V: Tensor, P: Tensor, slots: Tensor) -> Tensor:
+    """Vectors of the neighbors: h_V [1, C, 1, L] and P -> [K, C, 1, M], laid out as `slots`."""
+    h_j = h_V.squeeze(2) @ P
+    if slots.shape[2] == 1:
+        return h_j.unsqueeze(2)
+    return h_j.reshape(*h_j.shape[:2], *slots.shape[2:])
+
+
+def sum_over_slots(x: Tensor) -> Tensor:
+    """[K, C, 1, M] -> [1, C, 1, M]; in the other layout as a product with ones."""
+    if x.shape[2] == 1:
+        return x.sum(0, keepdim=True)
+    return torch.ones((1, x.shape[2]), dtype=x.dtype, device=x.device) @ x
 
 
 class _BucketMessages(nn.Module):
@@ -235,7 +371,7 @@ class _BucketNodeUpdate(nn.Module):
     ) -> Tensor:
         """h_V [1, C, 1, L] (None while zero), edges [K, ·, 1, L] -> [1, C, 1, L]."""
         messages = self.messages(h_V, edges) * slot_weight
-        h = self.W3(messages.sum(0, keepdim=True)) + self.b3 * slot_weight.sum(0, keepdim=True)
+        h = self.W3(sum_over_slots(messages)) + self.b3 * sum_over_slots(slot_weight)
         h = self.norm1(h if h_V is None else h_V + h)
         h = self.norm2(h + self.W_out(gelu(self.W_in(h))))
         return cast(Tensor, h * mask)

@@ -1,4 +1,4 @@
-"""From a network to one Core ML package: a function for each bucket and pass, weights shared."""
+"""From a network to one Core ML package: four functions for each bucket, weights shared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import coremltools as ct
 import coremltools.optimize.coreml as cto
@@ -23,7 +23,7 @@ from mpnn.download import cache_folder
 from mpnn.errors import InputError
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations.coreml import network, padding
-from mpnn.optimizations.coreml.network import BucketNetwork, Function
+from mpnn.optimizations.coreml.network import BATCH, BucketNetwork, Function, Layout
 from mpnn.weights import save_checkpoint
 
 BUCKETS = (64, 128, 256, 512)
@@ -53,39 +53,53 @@ COMPRESSED: dict[str, Any] = {
 }
 
 
+class Package(NamedTuple):
+    """A package's file, and the layout of its edge arrays."""
+
+    path: Path
+    layout: Layout
+
+
 def dtype_of(weights: Weights) -> np.dtype[Any]:
     """Type of inputs, outputs and arithmetic."""
     return np.dtype(np.float32 if weights == "float32" else np.float16)
 
 
 def cached_package(
-    model: ProteinMPNN, buckets: Sequence[int] = BUCKETS, weights: Weights = "float16"
-) -> Path:
-    """The package of a network in the user's cache, made if it is not there (half a minute).
+    model: ProteinMPNN,
+    buckets: Sequence[int] = BUCKETS,
+    weights: Weights = "float16",
+    layout: Layout = BATCH,
+) -> Package:
+    """The package of a network in the user's cache, made if it is not there (a minute).
 
     The folder is named by a digest of all that goes into it, and holds the checkpoint too.
 
     Raises:
         InputError: the cache cannot be written.
     """
-    folder = cache_folder().with_name("coreml") / digest(model, buckets, weights)
+    folder = cache_folder().with_name("coreml") / digest(model, buckets, weights, layout)
     try:
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
                 whole = Path(partial, "whole")
-                save_checkpoint(whole / CHECKPOINT, model, {"buckets": list(buckets)})
-                save_package(whole / PACKAGE, model, buckets, weights)
+                card = {"buckets": list(buckets), "layout": layout.name}
+                save_checkpoint(whole / CHECKPOINT, model, card)
+                save_package(whole / PACKAGE, model, buckets, weights, layout)
                 if not folder.is_dir():  # unless another process was sooner
                     whole.rename(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-    return folder / PACKAGE
+    return Package(folder / PACKAGE, layout)
 
 
-def digest(model: ProteinMPNN, buckets: Sequence[int], weights: Weights) -> str:
+def digest(
+    model: ProteinMPNN, buckets: Sequence[int], weights: Weights, layout: Layout = BATCH
+) -> str:
     """SHA-256 of the weights and of everything else that decides what the package computes."""
-    about = [asdict(model.config), list(buckets), weights, ct.__version__, torch.__version__]
+    about = [asdict(model.config), list(buckets), weights, layout.name]
+    about += [ct.__version__, torch.__version__]
     found = hashlib.sha256(json.dumps(about).encode())
     for module in (network, padding):
         found.update(Path(str(module.__file__)).read_bytes())
@@ -97,21 +111,26 @@ def digest(model: ProteinMPNN, buckets: Sequence[int], weights: Weights) -> str:
 
 
 def save_package(
-    path: Path, model: ProteinMPNN, buckets: Sequence[int] = BUCKETS, weights: Weights = "float16"
+    path: Path,
+    model: ProteinMPNN,
+    buckets: Sequence[int] = BUCKETS,
+    weights: Weights = "float16",
+    layout: Layout = BATCH,
 ) -> None:
-    """Writes a package with `encode_L` and `decode_L` for every bucket; weights are stored once.
+    """Writes a package with the functions of every bucket; weights are stored once.
 
     Args:
         path: ends in `.mlpackage`.
         model: the network; float32 is used whatever its type.
         buckets: lengths.
         weights: how they are stored.
+        layout: of the edge arrays.
     """
     parts = BucketNetwork(copy.deepcopy(model).to("cpu", torch.float32).eval())
     described = ct.utils.MultiFunctionDescriptor()
     with tempfile.TemporaryDirectory() as folder, quietly():
         for bucket in buckets:
-            for name, function in parts.functions(bucket).items():
+            for name, function in parts.functions(bucket, layout).items():
                 part = str(Path(folder, f"{name}.mlpackage"))
                 converted(function, weights).save(part)
                 described.add_function(part, "main", name)

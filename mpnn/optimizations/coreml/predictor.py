@@ -1,4 +1,8 @@
-"""Who executes a function of the package: Core ML on a Mac, anything else in a test."""
+"""Executes functions of the package: Core ML on a Mac, anything else in a test.
+
+Inputs and outputs are float32 and copied; half-precision ones without copies need IOSurface-backed
+arrays through pyobjc, which are not written, as their gain is not measured here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import coremltools as ct
 import numpy as np
 
 from mpnn.errors import InputError
+from mpnn.optimizations.coreml.network import Layout
 from mpnn.optimizations.coreml.padding import Array, Arrays
 
 UNITS = ("CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
@@ -22,10 +27,13 @@ OLDEST_MACOS = 15  # multifunction packages
 
 
 class Predictor(Protocol):
-    """Runs `encode_L` and `decode_L`."""
+    """Runs the functions of a package."""
 
     dtype: np.dtype[Any]
     """Type of the inputs; outputs come in any."""
+
+    layout: Layout
+    """Of the edge arrays."""
 
     def __call__(self, function: str, inputs: Arrays) -> Mapping[str, Array]:
         """Outputs by name."""
@@ -36,8 +44,9 @@ class CoreMLPredictor:
 
     dtype = np.dtype(np.float32)  # coremltools would turn float16 into this, and Core ML back
 
-    def __init__(self, package: Path, unit: str) -> None:
+    def __init__(self, package: Path, unit: str, layout: Layout) -> None:
         require_macos()
+        self.layout = layout
         self.unit = ct.ComputeUnit[unit]
         self.compiled = compiled(package)
         self.functions: dict[str, Any] = {}

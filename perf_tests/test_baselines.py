@@ -123,6 +123,15 @@ def test_committed_runs_never_change():
     assert names & set(done.stdout.split()) == set()
 
 
+def test_rows_of_the_torch_form_are_renamed_once(tmp_path):
+    """Rows stored as exact-… before the compiled form existed are the torch form's, in any copy."""
+    old = row(-1.0) | {"claim": "exact-1x106", "engine": "exact"}
+    baselines.write(tmp_path / "chip-a", run("chip-a", {"test_claim[exact-1x106]": old}))
+    baselines.write(tmp_path / "chip-a", run("chip-a", {"t": row()}))  # carries it over
+    for found in baselines.history(tmp_path / "chip-a"):
+        assert "test_claim[exact-torch-1x106]" in found.rows
+
+
 def test_an_edited_ratio_is_refused(tmp_path):
     """A ratio that its own seconds contradict was edited, in whichever of the two."""
     rows = {"t": row(-1.0) | {"subject_seconds": 1.0, "reference_seconds": 2.718}}

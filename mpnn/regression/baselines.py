@@ -145,8 +145,11 @@ def _read(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for row in data["benchmarks"]:
         about, jobs = row["extra_info"], "exact-"
-        if about.get("engine") == "exact" and about["claim"].startswith(jobs):
-            about["claim"] = about["claim"].replace(jobs, "exact-torch-", 1)
+        claim = about.get("claim", "")
+        of_torch = claim.startswith(jobs) and not claim.startswith("exact-torch-")
+        if about.get("engine") == "exact" and of_torch:
+            about["engine"] = "exact-torch"
+            about["claim"] = claim.replace(jobs, "exact-torch-", 1)
             row["fullname"] = row["fullname"].replace(f"[{jobs}", "[exact-torch-", 1)
     return data
 

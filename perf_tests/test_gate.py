@@ -385,13 +385,12 @@ CHANGED = {"a": 1.1, "b": 1.045, "c": 0.9, "d": 1.01}
 def test_a_recording_stores_what_may_be_stored(project):
     """Rows beyond and within the margin, a new claim, noise, wrong outputs and a renamed claim.
 
-    A change that a fresh process sees too is stored and reported, then it holds; a row that may not
-    be stored costs that row, and an exit code, not the recording.
+    A change that a fresh process sees too is stored, if it is accepted where slower, and reported,
+    then it holds; a row that may not be stored costs that row, and an exit code, not the recording.
     """
     planted = {"slow": CHANGED, "claims": "a,b,c,d,e,f,new"}
-    ended = session(
-        project, "perf_tests", "--record", noise_of={"e": 0.9}, wrong={"f": True}, **planted
-    )
+    arguments = ("perf_tests", "--record", "--accept", "a,b")
+    ended = session(project, *arguments, noise_of={"e": 0.9}, wrong={"f": True}, **planted)
     assert ended.code == 1, ended.output
     assert "too noisy now" in failure(ended, "e")
     assert "accuracy failed" in failure(ended, "f")
@@ -415,9 +414,29 @@ def test_a_recording_stores_what_may_be_stored(project):
     assert project.rows()[-1][E] != old[E]
 
 
+def test_a_recording_refuses_what_is_slower(project):
+    """A second step of a slow drift is not stored, unless by its very id; "est" is in every one."""
+
+    def record(slow, accept):
+        arguments = "perf_tests", "--record", "--accept", accept, "-k", "[a]"
+        return session(project, *arguments, slow={"a": slow})
+
+    assert record(1.02, "").code == 0
+    project.commit()
+    for accept in ("", "est", "b"):
+        ended = record(1.045, accept)
+        assert ended.code == 1, ended.output
+        assert "the old row stays; `--record --accept ID`" in ended.output
+    assert len(project.runs()) == 2
+    ended = record(1.045, "b,a")
+    assert ended.code == 0, ended.output
+    assert len(project.runs()) == 3
+
+
 def test_a_recording_of_one_claim_keeps_the_others(project):
     """Only the claims that are selected are renewed; the next session gates on all."""
-    ended = session(project, "perf_tests", "--record", "-k", "[a]", slow={"a": 1.1})
+    accepted = "--accept", "a"
+    ended = session(project, "perf_tests", "--record", *accepted, "-k", "[a]", slow={"a": 1.1})
     assert ended.code == 0, ended.output
     old, new = project.rows()
     assert new[A]["log_ratio"] > old[A]["log_ratio"] + 0.05

@@ -64,10 +64,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--accept",
-        metavar="ID",
+        metavar="IDS",
         default="",
-        help="with --record: store claims whose ids contain "
-        "this although they are slower than the best or the first stored row",
+        help="with --record: store these claims (ids, separated by commas) although they are "
+        "slower than the last, the best or the first stored row",
     )
     group.addoption("--summary", metavar="PATH", help="write the table to PATH, as Markdown")
     group.addoption(
@@ -283,7 +283,8 @@ def _outcome(config: pytest.Config, name: str, row: Row) -> Outcome:
         Path(path).write_text(json.dumps({**row.extra_info(), "void": session.void}))
         return Outcome()
     stored = session.stored or {}
-    return outcome(row, session.void, session.recording, stored.get(name), bool(stored))
+    accepted = session.accepts(name)
+    return outcome(row, session.void, session.recording, stored.get(name), bool(stored), accepted)
 
 
 def _end(found: Outcome) -> None:
@@ -325,7 +326,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         vanished = _vanished(config, gate)
         problems = gate.problems(collected, selected, () if gate.recording else vanished)
         if gate.recording:
-            problems += refusals(gate.rows) + _record(session, vanished)
+            accepted = {name for name in gate.rows if gate.accepts(name)}
+            problems += refusals(gate.rows, accepted) + _record(session, vanished)
     config.stash[PROBLEMS] = problems
     if problems and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -101,7 +101,7 @@ class Session:
         recoveries: recovery in per cent that the row recorded last states; this machine's first.
         common: rows that every recorded machine has, of which an unknown one must not lack any.
         retired: rows that may be missing.
-        accepted: part of the ids of rows that a recording may store although they are slower.
+        accepted: ids, separated by commas, that a recording may store although they are slower.
         rows: what this session measured, by test id.
         excused: claims that this machine cannot measure.
         control: the reference against itself.
@@ -257,6 +257,10 @@ class Session:
             )
         return self._crept(name, gated)
 
+    def accepts(self, name: str) -> bool:
+        """Whether a recording may store this row although it is slower: its very id was named."""
+        return _short(name) in self.accepted.split(",")
+
     def _crept(self, name: str, row: Row) -> Row:
         """A recorded row that is slower than the best or the first stored one is a regression.
 
@@ -267,7 +271,7 @@ class Session:
             for rows in self.history
             if name in rows and rows[name].gate_reference == row.gate_reference
         ]
-        if not self.recording or not earlier or (self.accepted and self.accepted in name):
+        if not self.recording or not earlier or self.accepts(name):
             return row
         for before in (min(earlier), earlier[0]):
             if row.judged[0] > before + math.log1p(row.margin):

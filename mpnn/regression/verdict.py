@@ -8,7 +8,7 @@ by the same `place`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
@@ -227,7 +227,9 @@ class Outcome:
     message: str = ""
 
 
-def outcome(row: Row, void: str, recording: bool, stored: Row | None, known: bool) -> Outcome:
+def outcome(
+    row: Row, void: str, recording: bool, stored: Row | None, known: bool, accepted: bool = False
+) -> Outcome:
     """Turns a row into the outcome of its test.
 
     Args:
@@ -236,13 +238,14 @@ def outcome(row: Row, void: str, recording: bool, stored: Row | None, known: boo
         recording: whether this session records.
         stored: the row of this machine's latest run; None without one.
         known: whether this machine has a stored run.
+        accepted: whether a recording may store the row although it is slower.
     """
     if void:
         return Outcome("failed", void)
     if not row.accuracy.passed:  # what is wrong has no speed
         return Outcome("failed", f"accuracy failed: {row.accuracy.text}; its speed is not judged")
     if recording:
-        reasons = refusals({"": row})
+        reasons = refusals({"": row}, {""} if accepted else ())
         return Outcome("failed", reasons[0].removeprefix(": ")) if reasons else Outcome()
     figures = describe(row)
     if row.verdict == Verdict.NOT_RECORDED:
@@ -318,8 +321,13 @@ def describe(row: Row) -> str:
     )
 
 
-def refusals(rows: Mapping[str, Row]) -> list[str]:
-    """Why some of these rows must not become a baseline; empty if all may."""
+def refusals(rows: Mapping[str, Row], accepted: Collection[str] = ()) -> list[str]:
+    """Why some of these rows must not become a baseline; empty if all may.
+
+    Args:
+        rows: by test id.
+        accepted: test ids of those that are meant to be slower.
+    """
     reasons = []
     for name, row in rows.items():
         _, low, high = row.judged
@@ -336,5 +344,10 @@ def refusals(rows: Mapping[str, Row]) -> list[str]:
             reasons.append(
                 f"{name}: time changed by {row.moved[0]:+.1%} against the run before, but a fresh "
                 f"process measured {again:+.1%} ({row.second_verdict}): the old row stays"
+            )
+        if row.verdict == Verdict.REGRESSED and name not in accepted:
+            reasons.append(
+                f"{name}: regressed by {row.moved[0]:+.1%} against a stored row, at a margin of "
+                f"{row.margin:.0%}: the old row stays; `--record --accept ID` stores what is meant"
             )
     return reasons

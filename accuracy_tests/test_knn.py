@@ -75,7 +75,7 @@ def test_the_search_alone_is_what_is_timed(name: str) -> None:
     claim = Claim("step", "", name, "neighbors-106")
     outputs = tuple({number: side.call(number) for number in range(2)} for side in sides(claim))
     assert all(E_idx.shape == (106, 48) for side in outputs for (E_idx,) in side.values())
-    timing = PairedTiming((), (), (), (1, 1), 1, None, outputs)
+    timing = PairedTiming((), (), (), (1, 1), 1, None, {}, 1.0, outputs)
     judged = accuracy(claim, timing)
     assert judged.passed
     assert judged.figures["max_abs_distance"] < TOLERANCE

@@ -15,7 +15,7 @@ def project(tmp_path_factory):
     """A project that was recorded twice, with one claim 10 % slower in the second run."""
     project = Project.make(tmp_path_factory.mktemp("toy") / "project")
     for slow in ({}, {"b": 1.1}):
-        ended = project.pytest("perf_tests", "--record", slow=slow)
+        ended = project.pytest("perf_tests", "--record", "--accept", "b", slow=slow)
         assert ended.code == 0, ended.output
         project.commit()
     return project

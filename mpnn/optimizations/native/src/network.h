@@ -8,7 +8,8 @@
 namespace mpnn {
 
 constexpr int RESIDUE_TYPES = 21, UNSEEN = RESIDUE_TYPES;  // UNSEEN: neighbor not decoded yet
-constexpr int MIXED = 10, KINDS = MIXED + 5, CENTERS = 16;  // unordered pairs of N, CA, C, O, CB; radial basis functions
+constexpr int MIXED = 10, KINDS = MIXED + 5,
+              CENTERS = 16;                    // unordered pairs of N, CA, C, O, CB; radial basis functions
 constexpr int OFFSETS = 66, OTHER_CHAIN = 65;  // classes of residue offsets
 constexpr int FEED_FORWARD = 4;
 constexpr float MESSAGE_SCALE = 30.f;

@@ -98,12 +98,14 @@ def test_neighbors_are_the_reference_s(name: str) -> None:
         assert (real.sum(1) == E_idx.shape[-1]).all()
 
 
+@pytest.mark.parametrize("repeats", [False, True], ids=["each once", "some twice"])
 @pytest.mark.parametrize("name", ["masked residues", "fewer complete residues than K"])
-def test_given_neighbors(name: str) -> None:
-    """Neighbors found elsewhere are used as they are, masked ones among them at any place."""
+def test_given_neighbors(name: str, repeats: bool) -> None:
+    """Neighbors found elsewhere are used as they are, masked and repeated ones at any place."""
     flat = structures(name)
     rng, k = np.random.default_rng(0), 9
-    rows = [start + rng.permuted(np.tile(np.arange(n), (n, 1)), axis=1)[:, :k]
+    rows = [start + (rng.integers(0, n, (n, k)) if repeats else
+                     rng.permuted(np.tile(np.arange(n), (n, 1)), axis=1)[:, :k])
             for start, n in zip(flat.offsets, flat.lengths, strict=True)]  # fmt: skip
     flat = replace(flat, E_idx=np.concatenate(rows))
     S, rank = flat.S[None], np.tile(np.arange(flat.size), (1, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -35,12 +36,13 @@ def applied(function: str, x: np.ndarray, *sizes: int) -> np.ndarray:
     return y
 
 
-def matmul(x: np.ndarray, weight: np.ndarray, start: int = 0, stop: int = 0) -> np.ndarray:
-    """x·weightᵀ over the depth from `start` to `stop`, by the micro-kernel."""
+def matmul(x: np.ndarray, weight: np.ndarray, picked: np.ndarray | None = None) -> np.ndarray:
+    """x·weightᵀ, or x·weight[:, picked]ᵀ, by the micro-kernel."""
     x, weight = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(weight, np.float32)
     y = np.empty((len(x), len(weight)), np.float32)
-    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (x, weight, y)]
-    sizes = (len(x), x.shape[1], len(weight), start, stop)
+    kept = None if picked is None else np.ascontiguousarray(picked, np.int32)
+    pointers = [ctypes.c_void_p(None if a is None else a.ctypes.data) for a in (x, weight, y, kept)]
+    sizes = (len(x), x.shape[1], weight.shape[1], len(weight))
     library().mpnn_probe_matmul(*pointers, *map(ctypes.c_int32, sizes))
     return y
 
@@ -107,12 +109,13 @@ def test_micro_kernel(rows: int, columns: int) -> None:
 
 
 def test_part_of_the_depth() -> None:
-    """Summing over a range of the depth is summing over inputs that are 0 outside it."""
+    """Rows of the weights that are picked give what the others times 0 give with them."""
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((12, 400)), rng.standard_normal((64, 400))
-    outside = x.copy()
-    outside[:, :75] = outside[:, 250:] = 0
-    np.testing.assert_array_equal(matmul(x, weight, 75, 250), matmul(outside, weight))
+    picked = np.flatnonzero(rng.random(400) < 0.6)
+    outside = np.zeros_like(x)
+    outside[:, picked] = x[:, picked]
+    np.testing.assert_array_equal(matmul(x[:, picked], weight, picked), matmul(outside, weight))
 
 
 def test_radial_functions_out_of_reach() -> None:
@@ -125,15 +128,22 @@ def test_radial_functions_out_of_reach() -> None:
 
 
 def test_edge_embedding_folded_by_qr() -> None:
-    """W_e·LayerNorm(embedding) + b is Rᵀ·(Qᵀ·P·embedding)/s + b′ with Rᵀ lower triangular."""
+    """W_e·LayerNorm(embedding) + b is Rᵀ·(Qᵀ·P·embedding)/s + b′ with Rᵀ lower triangular.
+
+    The embedding of the 25 ordered pairs is that of sums and differences of 15 unordered ones.
+    """
     model = formula_weights(ModelConfig(1, 1, 128, 48)).double()
     weights = {name: x.numpy() for name, x in model.state_dict().items()}
     get = _Getter(weights)
-    offsets, radial, T, bias, centers = _edge_embedding(get)
+    offsets, even, odd, T, bias, centers = _edge_embedding(get)
     np.testing.assert_array_equal(T, np.tril(T))
     rng = np.random.default_rng(0)
     functions, offset = rng.random((7, 25, 16)), rng.integers(0, 66, 7)
-    x = offsets[offset] + functions.swapaxes(1, 2).reshape(7, 400) @ radial.T
+    of_pair = {pair: functions[:, p] for p, pair in enumerate(graph.ATOM_PAIRS)}
+    mixed = [(of_pair[a, b], of_pair[b, a]) for a, b in combinations(range(5), 2)]
+    sums = np.hstack([*(r + back for r, back in mixed), *(of_pair[a, a] for a in range(5))])
+    differences = np.hstack([r - back for r, back in mixed])
+    x = offsets[offset] + sums @ even.T + differences @ odd.T
     folded_edges = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) @ T.T + bias
     features = model.features
     one_hot = torch.from_numpy(np.eye(66)[offset])

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from native_build import native_library
 from native_cases import SMALL, draw, jobs, native, sampled, structures
 
@@ -81,6 +83,61 @@ def test_bad_jobs_are_refused(field: str, n: int) -> None:
     encoding = engine.encode(structures("one chain"))
     with pytest.raises(InputError):
         sampled(engine, encoding, replace(job, **{field: BAD_JOBS[field][n](job)}))
+
+
+EXTREME = (0, 1, -1, 21, 999, 2**31, -(2**40), 2**62, 1e-30, -1e7, 1e30, np.nan, np.inf, -np.inf)
+TYPES = (np.int8, np.int64, np.uint64, np.float32, np.float64, np.bool_)
+CUTS = (np.s_[:-1], np.s_[None], np.s_[..., :-1], np.s_[:0])
+
+
+@st.composite
+def changes(draw: Any, arrays: tuple[str, ...]) -> dict[str, Any]:
+    """What to do to one array: put extreme numbers in places, or change its type or shape."""
+    kind = draw(st.sampled_from(("numbers", "type", "shape")))
+    options = {"numbers": EXTREME, "type": TYPES, "shape": CUTS}[kind]
+    places = draw(st.lists(st.integers(0, 2**20), min_size=1, max_size=4))
+    array = draw(st.sampled_from(arrays))
+    return {"array": array, "kind": kind, "to": draw(st.sampled_from(options)), "places": places}
+
+
+def changed(x: np.ndarray, change: dict[str, Any]) -> np.ndarray:
+    if change["kind"] == "shape":
+        return x[change["to"]]
+    with np.errstate(invalid="ignore"):
+        if change["kind"] == "type":
+            return x.astype(change["to"])
+        y, number = np.array(x), np.float64(change["to"])
+        y.flat[[place % x.size for place in change["places"]]] = number.astype(x.dtype)
+        return y
+
+
+@given(changes(("X", "mask", "residue_idx", "chain_encoding", "E_idx")))
+@settings(max_examples=150)
+def test_any_structure_is_refused_or_encoded(change: dict[str, Any]) -> None:
+    """Whatever an array holds, the library is not called, or its scores are finite numbers."""
+    flat, rng = structures("masked residues"), np.random.default_rng(0)
+    flat = replace(flat, E_idx=rng.integers(0, flat.size, (flat.size, 7)))  # some repeat
+    flat = replace(flat, **{change["array"]: changed(getattr(flat, change["array"]), change)})
+    try:
+        encoding = native(SMALL).encode(flat)
+    except InputError:
+        return
+    S = np.zeros((1, flat.size), np.int64)
+    assert np.isfinite(native(SMALL).log_probs(encoding, S, S)).all()
+
+
+@given(changes(tuple(BAD_JOBS)))
+@settings(max_examples=150)
+def test_any_job_is_refused_or_sampled(change: dict[str, Any]) -> None:
+    """Whatever an array holds, the library is not called, or it gives residue types and scores."""
+    job, engine = jobs("one chain", "tied"), native(SMALL)
+    job = replace(job, **{change["array"]: changed(getattr(job, change["array"]), change)})
+    try:
+        S, log_probs = sampled(engine, engine.encode(structures("one chain")), job)
+    except InputError:
+        return
+    assert ((S >= 0) & (S < 21)).all()
+    assert not np.isnan(log_probs).any()
 
 
 def test_tied_residues_of_two_structures_are_refused() -> None:

@@ -11,13 +11,25 @@ ALPHABET = "ACDEFGHIKLMNPQRSTVWYX"
 NUM_LETTERS = len(ALPHABET)
 UNKNOWN = ALPHABET.index("X")
 
+ATOMS = N, CA, C, O, CB = range(5)  # noqa: E741 – atom names of the backbone
+ATOM_PAIRS = (  # first atom on residue i, second on its neighbor j, in the order of the weights
+    (CA, CA), (N, N), (C, C), (O, O), (CB, CB),
+    (CA, N), (CA, C), (CA, O), (CA, CB),
+    (N, C), (N, O), (N, CB), (CB, C), (CB, O), (O, C),
+    (N, CA), (C, CA), (O, CA), (CB, CA),
+    (C, N), (O, N), (CB, N), (C, CB), (O, CB), (C, O),
+)  # fmt: skip
+NUM_POSITIONAL = 16
+NUM_RBF = 16
+RBF_MIN, RBF_MAX = 2.0, 22.0  # Å, centers evenly spaced, both ends included
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Size of one ProteinMPNN network.
 
     The feature widths (16 positional, 16 radial per atom pair, 25 pairs) are the same in every
-    published network and stand as constants in `mpnn.graph`.
+    published network, and are constants of this module.
     """
 
     num_encoder_layers: int = 3

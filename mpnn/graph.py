@@ -10,21 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-N, CA, C, O, CB = range(5)  # noqa: E741 – atom names of the backbone
-ATOM_PAIRS = (  # first atom on residue i, second on its neighbor j, in the order of the weights
-    (CA, CA), (N, N), (C, C), (O, O), (CB, CB),
-    (CA, N), (CA, C), (CA, O), (CA, CB),
-    (N, C), (N, O), (N, CB), (CB, C), (CB, O), (O, C),
-    (N, CA), (C, CA), (O, CA), (CB, CA),
-    (C, N), (O, N), (CB, N), (C, CB), (O, CB), (C, O),
-)  # fmt: skip
+from mpnn.config import ATOM_PAIRS as ATOM_PAIRS
+from mpnn.config import CA as CA
+from mpnn.config import NUM_POSITIONAL as NUM_POSITIONAL
+from mpnn.config import NUM_RBF as NUM_RBF
+from mpnn.config import RBF_MAX, RBF_MIN, C, N
 
-NUM_RBF = 16
-RBF_MIN, RBF_MAX = 2.0, 22.0  # Å, centers evenly spaced, both ends included
 RBF_SIGMA = (RBF_MAX - RBF_MIN) / NUM_RBF
 MAX_OFFSET = 32  # residue offsets are clipped to ±32
 NUM_OFFSETS = 2 * MAX_OFFSET + 2  # 65 offsets on the same chain and one class for other chains
-NUM_POSITIONAL = 16
 DISTANCE_EPS = 1e-6  # Å², inside every square root
 
 

@@ -11,12 +11,22 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpnn.config import NUM_LETTERS, ModelConfig
+from mpnn.config import (
+    ATOM_PAIRS,
+    ATOMS,
+    NUM_LETTERS,
+    NUM_POSITIONAL,
+    NUM_RBF,
+    RBF_MAX,
+    RBF_MIN,
+    ModelConfig,
+)
 from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.optimizations.native import unsupported
@@ -29,8 +39,7 @@ from mpnn.optimizations.native.checks import (
 from mpnn.optimizations.native.library import load
 from mpnn.sampling import Job, Samples
 
-FEATURES, POSITIONAL, PAIRS, CENTERS = "features.", 16, 25, 16
-RBF_MIN, RBF_MAX = 2.0, 22.0  # Å
+FEATURES = "features."
 DONE, FAILED, CANCELED, OUT_OF_MEMORY = range(4)
 MESSAGE_BYTES = 256
 
@@ -278,9 +287,11 @@ def folded(
 
 
 def _edge_embedding(get: _Getter) -> Iterator[Array]:
-    """Offsets [66, C], radial weights [C, 400], W_e [C, C] and its bias, and the RBF centers.
+    """Offsets [66, C], radial weights, W_e [C, C] and its bias, and the RBF centers.
 
-    Centered by P and rotated by Qᵀ, where (W_e·diag(gain)·P)ᵀ = Q·R: see features.cpp.
+    The radial weights, [C, 240] and [C, 160], are those of sums and of differences over the two
+    orders of a pair of atoms. Centered by P and rotated by Qᵀ, where (W_e·diag(gain)·P)ᵀ = Q·R: see
+    features.cpp.
     """
     weight = get(f"{FEATURES}edge_embedding.weight").astype(np.float64)
     C = len(weight)
@@ -289,13 +300,16 @@ def _edge_embedding(get: _Getter) -> Iterator[Array]:
     W_e, b_e = (get(f"W_e.{kind}").astype(np.float64) for kind in _KINDS)
     Q, R = np.linalg.qr((W_e * gain @ P).T)
     linear, linear_bias = (get(f"{FEATURES}embeddings.linear.{kind}") for kind in _KINDS)
-    offsets = (linear.T.astype(np.float64) + linear_bias) @ weight[:, :POSITIONAL].T
-    radial = weight[:, POSITIONAL:].reshape(C, PAIRS, CENTERS).swapaxes(1, 2).reshape(C, -1)
+    offsets = (linear.T.astype(np.float64) + linear_bias) @ weight[:, :NUM_POSITIONAL].T
+    radial = np.split(Q.T @ P @ weight[:, NUM_POSITIONAL:], len(ATOM_PAIRS), axis=1)
+    of_pair = dict(zip(ATOM_PAIRS, radial, strict=True))
+    mixed = [(of_pair[a, b], of_pair[b, a]) for a, b in combinations(ATOMS, 2)]
     yield offsets @ P.T @ Q
-    yield Q.T @ P @ radial  # all pairs of the first center first
+    yield np.hstack([*((w + back) / 2 for w, back in mixed), *(of_pair[a, a] for a in ATOMS)])
+    yield np.hstack([(w - back) / 2 for w, back in mixed])
     yield R.T
     yield W_e @ bias + b_e
-    yield np.linspace(RBF_MIN, RBF_MAX, CENTERS)
+    yield np.linspace(RBF_MIN, RBF_MAX, NUM_RBF)
 
 
 _KINDS = ("weight", "bias")

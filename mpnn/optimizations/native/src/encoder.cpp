@@ -25,11 +25,13 @@ class Encoder {
   void run(Pool& pool) {
     const int R = graph.R, layers = static_cast<int>(net.encoder.size());
     const int tiles = tiles_of(R, pool.size());
+    auto first = [=](int t) { return int(int64_t(R) * t / tiles); };
+    pool.share(tiles, [&](int t, Scratch& scratch) {
+      for (int i = first(t); i < first(t + 1); ++i)
+        if (graph.mask[size_t(i)]) features.embed(i, e.edges[0].data(), scratch);
+    });
     for (int pass = 0; pass <= layers; ++pass) {
-      pool.share(tiles, [&](int t, Scratch& scratch) {
-        const int from = int(int64_t(R) * t / tiles), to = int(int64_t(R) * (t + 1) / tiles);
-        run_tile(pass, from, to, scratch);
-      });
+      pool.share(tiles, [&](int t, Scratch& scratch) { run_tile(pass, first(t), first(t + 1), scratch); });
       if (pass < layers) std::swap(terms, following);
     }
     e.own = std::move(terms.next_i), e.neighbor = std::move(terms.next_j);
@@ -54,8 +56,8 @@ class Encoder {
         continue;
       }
       scratch.ahead.begin(C, 1);
-      if (pass && i + 1 < to) scratch.ahead.add(edges(i + 1), graph.slots[size_t(i) + 1]);
-      if (pass == 0) features(i, edges(i), scratch);
+      if (i + 1 < to) scratch.ahead.add(edges(i + 1), graph.slots[size_t(i) + 1]);
+      if (pass == 0) features.finish(i, edges(i), scratch);
       else update_edges(net.encoder[size_t(pass) - 1], i, scratch);
       if (!last) messages[i - from] = send_messages(pass, i, scratch.sums + size_t(i - from) * C, scratch);
     }

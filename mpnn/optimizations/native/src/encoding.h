@@ -56,17 +56,22 @@ Graph find_neighbors(const Structures& given, Pool& pool);
 class Features {
  public:
   Features(const Network& network, const Structures& structures, const Graph& found);
-  // Writes the edge vectors of residue i [slots, C] to `out`.
-  void operator()(int i, float* out, Scratch& scratch) const;
+  // Writes embeddings to `edges` [R, K, C]: those of the edges that residue i computes, and of the
+  // edges back. Called for all residues, it writes each edge once.
+  void embed(int i, float* edges, Scratch& scratch) const;
+  // Makes edge vectors of the embeddings of residue i [slots, C] in place.
+  void finish(int i, float* rows, Scratch& scratch) const;
 
  private:
-  void distances(int i, int from, int to, Scratch& scratch, float& least, float& most) const;
+  struct Pair;
+  int pairs_of(int i, Pair* pairs) const;
+  int radial(int i, const Pair* pairs, int count, int32_t* rows, int& odd, Scratch& scratch) const;
   const float* offset(int i, int j) const;
 
   const Network& net;
   const Structures& given;
   const Graph& graph;
-  Buffer first, second;  // atoms of the 25 pairs: [R, 3, 32] Å each
+  Buffer first, second;  // atoms of the 25 ordered pairs: [R, 3, 32] Å each
 };
 
 void encode(Encoding& encoding, const Structures& given, Pool& pool);

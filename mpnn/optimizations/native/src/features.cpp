@@ -7,15 +7,20 @@
 namespace mpnn {
 namespace {
 
-constexpr int PADDED = 32;  // 25 pairs, filled up to whole vectors
-constexpr int EDGES = 12;   // edges whose radial functions are one matmul
+constexpr int PADDED = 32;  // 25 ordered pairs, filled up to whole vectors
+constexpr int BLOCK = 12;   // edges whose radial functions are one matmul
 constexpr float DISTANCE_EPS = 1e-6f, SIGMA = 1.25f;
 constexpr float REACH = 5.4f;  // Å: exp(-(5.4 / 1.25)²) = 8e-9, below float32's rounding of what it is added to
 constexpr int MAX_OFFSET = 32;
 
-// N CA C O CB = 0 … 4; first atom on residue i, second on its neighbor j, in the order of the weights.
-constexpr int FIRST[PAIRS] = {1, 0, 2, 3, 4, 1, 1, 1, 1, 0, 0, 0, 4, 4, 3, 0, 2, 3, 4, 2, 3, 4, 2, 3, 2};
-constexpr int SECOND[PAIRS] = {1, 0, 2, 3, 4, 0, 2, 3, 4, 2, 3, 4, 2, 3, 2, 1, 1, 1, 1, 0, 0, 0, 4, 4, 3};
+// N CA C O CB = 0 … 4; first atom on residue i, second on its neighbor j: the mixed pairs, the same
+// the other way around, and the pairs of one atom, of which the second is CA–CA.
+constexpr int FIRST[] = {0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 1, 2, 3, 4, 2, 3, 4, 3, 4, 4, 0, 1, 2, 3, 4};
+constexpr int SECOND[] = {1, 2, 3, 4, 2, 3, 4, 3, 4, 4, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 0, 1, 2, 3, 4};
+constexpr int ORDERED = 2 * MIXED + 5, CA_CA = 2 * MIXED + 1;
+
+// Radial functions of one edge: sums of the pairs, and from ODD on differences of the mixed ones.
+constexpr int ODD = (KINDS + 1) * CENTERS, RADIAL = ODD + (MIXED + 2) * CENTERS;
 
 // Appends the ideal Cβ to N, CA, C, O.
 void with_virtual_cb(const float* X, float (&atom)[5][3]) {
@@ -36,33 +41,10 @@ Features::Features(const Network& network, const Structures& structures, const G
     with_virtual_cb(given.X + size_t(i) * 12, atom);
     for (int d = 0; d < 3; ++d)
       for (int p = 0; p < PADDED; ++p) {
-        first[(size_t(i) * 3 + d) * PADDED + p] = atom[FIRST[p < PAIRS ? p : 0]][d];
-        second[(size_t(i) * 3 + d) * PADDED + p] = atom[SECOND[p < PAIRS ? p : 0]][d];
+        first[(size_t(i) * 3 + d) * PADDED + p] = atom[FIRST[p < ORDERED ? p : 0]][d];
+        second[(size_t(i) * 3 + d) * PADDED + p] = atom[SECOND[p < ORDERED ? p : 0]][d];
       }
   }
-}
-
-// Distances of the 25 pairs of the edges [from, to) of residue i to scratch.distances, in Å.
-void Features::distances(int i, int from, int to, Scratch& scratch, float& least, float& most) const {
-  const int32_t* idx = graph.neighbors(i);
-  const float* f = first + size_t(i) * 3 * PADDED;
-  Vector low = splat(1e9f), high = {};
-  for (int r = from; r < to; ++r) {
-    const float* s = second + size_t(idx[r]) * 3 * PADDED;
-    float* D = scratch.distances + size_t(r - from) * PADDED;
-    for (int c = 0; c < PADDED; c += LANES) {
-      const Vector x = load(f + c) - load(s + c), y = load(f + PADDED + c) - load(s + PADDED + c);
-      const Vector z = load(f + 2 * PADDED + c) - load(s + 2 * PADDED + c);
-      const Vector square = multiply_add(x, x, multiply_add(y, y, multiply_add(z, z, splat(DISTANCE_EPS))));
-      const Vector d = square_root(square);
-      low = minimum(low, d), high = maximum(high, d);
-      store(D + c, d);
-    }
-    D[0] = graph.D[size_t(i) * graph.K + r];  // as the search left it: a masked pair's is the largest
-    low = minimum(low, splat(D[0])), high = maximum(high, splat(D[0]));
-  }
-  least = low[0], most = high[0];
-  for (int v = 1; v < LANES; ++v) least = std::min(least, low[v]), most = std::max(most, high[v]);
 }
 
 const float* Features::offset(int i, int j) const {
@@ -71,54 +53,135 @@ const float* Features::offset(int i, int j) const {
   return &net.offsets[size_t(given.chain_encoding[i] == given.chain_encoding[j] ? offset : OTHER_CHAIN) * net.C];
 }
 
-// Edge vector = W_e·LayerNorm(positional + radial) + b_e, by two identities.
+// One edge that a residue computes: its slot among the residue's, and the slot of the edge back, or -1
+// where there is none to compute with it.
+struct Features::Pair {
+  int slot, back;
+};
+
+// The edges that residue i computes. Of an edge and the one back, one residue computes both: the
+// first where the sum of their numbers is even, so that the work is spread evenly over the chain.
+int Features::pairs_of(int i, Pair* pairs) const {
+  auto slot_of = [&](int residue, int neighbor) {  // a loop without an exit, for vectors
+    const int32_t* idx = graph.neighbors(residue);
+    int found = -1;
+    for (int k = graph.slots[size_t(residue)] - 1; k >= 0; --k) found = idx[k] == neighbor ? k : found;
+    return found;
+  };
+  const int32_t* idx = graph.neighbors(i);
+  int count = 0;
+  for (int k = 0; k < graph.slots[size_t(i)]; ++k) {
+    const int j = idx[k];
+    const bool once = j != i && graph.mask[size_t(j)] && (!given.given || slot_of(i, j) == k);  // those may repeat
+    const int back = once ? slot_of(j, i) : -1;
+    if (back < 0 || (i < j) == ((i + j) % 2 == 0)) pairs[count++] = {k, back};
+  }
+  return count;
+}
+
+// Radial functions of up to BLOCK edges to scratch.radial, only those within reach of one of them.
+// Writes which rows of the weights those are; returns how many, `odd` of them of mixed pairs.
+int Features::radial(int i, const Pair* pairs, int count, int32_t* rows, int& odd, Scratch& scratch) const {
+  const float* f = first + size_t(i) * 3 * PADDED;
+  alignas(64) float least[PADDED], most[PADDED];
+  std::fill_n(least, PADDED, 1e9f), std::fill_n(most, PADDED, 0.f);
+  for (int r = 0; r < count; ++r) {
+    const size_t edge = size_t(i) * graph.K + size_t(pairs[r].slot);
+    const float* s = second + size_t(graph.E_idx[edge]) * 3 * PADDED;
+    float* D = scratch.distances + size_t(r) * PADDED;
+    for (int c = 0; c < PADDED; c += LANES) {
+      const Vector x = load(f + c) - load(s + c), y = load(f + PADDED + c) - load(s + PADDED + c);
+      const Vector z = load(f + 2 * PADDED + c) - load(s + 2 * PADDED + c);
+      store(D + c, square_root(multiply_add(x, x, multiply_add(y, y, multiply_add(z, z, splat(DISTANCE_EPS))))));
+    }
+    D[CA_CA] = graph.D[edge];  // as the search left it: a masked pair's is the largest
+    for (int c = 0; c < PADDED; c += LANES)
+      store(least + c, minimum(load(least + c), load(D + c))), store(most + c, maximum(load(most + c), load(D + c)));
+  }
+  const float start = net.centers[0], spacing = (net.centers[CENTERS - 1] - start) / (CENTERS - 1);
+  int depth = 0;
+  for (int p = 0; p < KINDS; ++p) {
+    const bool mixed = p < MIXED;
+    const int one = mixed ? p : p + MIXED, other = mixed ? p + MIXED : one;
+    // In float, and clamped before the cast: far pairs have no center in reach.
+    const float lowest = std::ceil((std::min(least[one], least[other]) - REACH - start) / spacing);
+    const float highest = std::floor((std::max(most[one], most[other]) + REACH - start) / spacing) + 1;
+    const int from = static_cast<int>(std::clamp(lowest, 0.f, float(CENTERS)));
+    const int to = std::max(from, static_cast<int>(std::clamp(highest, 0.f, float(CENTERS))));
+    for (int r = 0; r < count; ++r) {
+      const float* D = scratch.distances + size_t(r) * PADDED;
+      float* sums = scratch.radial + size_t(r) * RADIAL + depth;
+      for (int c = from; c < to; c += LANES, sums += LANES) {  // writes beyond, into what comes next
+        auto function = [&](float d) MPNN_LAMBDA {
+          const Vector z = (splat(d) - load(&net.centers[size_t(c)])) * splat(1 / SIGMA);
+          return exponential(-(z * z));
+        };
+        const Vector a = function(D[one]), b = mixed ? function(D[other]) : Vector{};
+        store(sums, a + b);
+        if (mixed) store(sums + ODD, a - b);
+      }
+    }
+    for (int c = from; c < to; ++c) rows[depth++] = p * CENTERS + c;
+    if (p == MIXED - 1) odd = depth;
+  }
+  return depth;
+}
+
+// Embedding = positional + radial, by three identities.
 //
 // Only radial functions within reach are multiplied: exp(-((D - µ) / σ)²) is below 8e-9 beyond. Edges
-// come closest first, so the twelve of a block need few of the centers. Weights are center-major, so
-// that the centers in reach are one range of the depth.
+// come closest first, so the twelve of a block need few of the centers.
+//
+// The edge from j to i has the distances of the edge from i to j, with the atoms of a mixed pair
+// exchanged. With r and r' the radial functions of such a pair and w and w' their weights,
+// w·r + w'·r' = (w + w')/2·(r + r') + (w - w')/2·(r - r'), and the edge back has the same first term,
+// and the second with the other sign: one product for two edges, of which 83 % are so paired.
 //
 // LayerNorm centers, scales and multiplies by a gain; W_e multiplies. With P the centering matrix and
 // (W_e·diag(gain)·P)ᵀ = Q·R, W_e·(gain ∘ P·x / s) = Rᵀ·(Qᵀ·P·x) / s: the embedding's weights are
 // multiplied by Qᵀ·P beforehand, s is the root mean square of the rotated row, Q being orthogonal, and
 // Rᵀ is lower triangular.
-void Features::operator()(int i, float* out, Scratch& scratch) const {
-  const int C = net.C, K = graph.slots[static_cast<size_t>(i)];
-  const int32_t* idx = graph.neighbors(i);
-  const float spacing = (net.centers[CENTERS - 1] - net.centers[0]) / (CENTERS - 1);
-  for (int at = 0; at < K; at += EDGES) {
-    const int m = std::min(EDGES, K - at);
-    float least, most;
-    distances(i, at, at + m, scratch, least, most);
-    // In float, and clamped before the cast: far pairs have no center in reach.
-    const float lowest = std::ceil((least - REACH - net.centers[0]) / spacing);
-    const float highest = std::floor((most + REACH - net.centers[0]) / spacing) + 1;
-    const int from = static_cast<int>(std::clamp(lowest, 0.f, float(CENTERS)));
-    const int to = std::max(from, static_cast<int>(std::clamp(highest, 0.f, float(CENTERS))));
-    const float* offsets[EDGES];
+void Features::embed(int i, float* edges, Scratch& scratch) const {
+  Pair pairs[MOST_NEIGHBORS];
+  const int C = net.C, count = pairs_of(i, pairs);
+  scratch.ahead.begin(C, 0);
+  for (int at = 0; at < count; at += BLOCK) {
+    const int m = std::min(BLOCK, count - at);
+    const Pair* block = pairs + at;
+    int32_t rows[KINDS * CENTERS];
+    int odd = 0;
+    const int depth = radial(i, block, m, rows, odd, scratch);
+    const float *there[BLOCK], *back[BLOCK];
+    float *out[BLOCK], *out_back[BLOCK];
     for (int r = 0; r < m; ++r) {
-      offsets[r] = offset(i, idx[at + r]);
-      const float* D = scratch.distances + size_t(r) * PADDED;
-      for (int k = from; k < to; ++k)
-        for (int c = 0; c < PAIRS; c += LANES) {  // writes beyond, into what comes next
-          const Vector z = (load(D + c) - splat(net.centers[k])) * splat(1 / SIGMA);
-          store(scratch.radial + size_t(r) * RADIAL + k * PAIRS + c, exponential(-(z * z)));
-        }
+      const int j = graph.neighbors(i)[block[r].slot], k = block[r].back;
+      there[r] = offset(i, j), out[r] = edges + (size_t(i) * graph.K + size_t(block[r].slot)) * C;
+      back[r] = offset(j, i), out_back[r] = k < 0 ? nullptr : edges + (size_t(j) * graph.K + size_t(k)) * C;
     }
-    float* rows = scratch.x + size_t(at) * C;
-    auto start = [&](int r, int c) MPNN_LAMBDA { return load(offsets[r] + c); };
-    auto write = [=](int r, int c, Vector y) MPNN_LAMBDA { store(rows + size_t(r) * C + c, y); };
-    const Depth reached{from * PAIRS, to * PAIRS, false};
-    if (from < to) {
-      matmul(scratch.ahead, m, scratch.radial.data(), RADIAL, net.radial, start, write, reached);
-    } else {
-      for (int r = 0; r < m; ++r) std::copy_n(offsets[r], C, rows + size_t(r) * C);
-    }
+    float* even = scratch.y.data();
+    auto zero = [](int, int) MPNN_LAMBDA { return Vector{}; };
+    matmul<true>(
+        scratch.ahead, m, scratch.radial.data(), RADIAL, net.even, zero,
+        [=](int r, int c, Vector y) MPNN_LAMBDA { store(even + r * C + c, y); }, Depth{false, rows, depth});
+    matmul<true>(
+        scratch.ahead, m, scratch.radial + ODD, RADIAL, net.odd, zero,
+        [&](int r, int c, Vector y) MPNN_LAMBDA {
+          const Vector same = load(even + r * C + c);
+          store(out[r] + c, same + y + load(there[r] + c));
+          if (out_back[r]) store(out_back[r] + c, same - y + load(back[r] + c));
+        },
+        Depth{false, rows, odd});
   }
+}
+
+void Features::finish(int i, float* rows, Scratch& scratch) const {
+  const int C = net.C, K = graph.slots[static_cast<size_t>(i)];
+  std::copy_n(rows, size_t(K) * C, scratch.x.data());
   unit_norm(scratch.x.data(), K, C);
   const float* b = net.b_e.data();
   matmul(
       scratch.ahead, K, scratch.x.data(), C, net.W_e, [=](int, int c) MPNN_LAMBDA { return load(b + c); },
-      [=](int r, int c, Vector y) MPNN_LAMBDA { store(out + size_t(r) * C + c, y); }, Depth{0, 0, true});
+      [=](int r, int c, Vector y) MPNN_LAMBDA { store(rows + size_t(r) * C + c, y); }, Depth{true});
 }
 
 }  // namespace mpnn

@@ -54,8 +54,9 @@ class Matrix {
 
 // Which part of the depth to sum over.
 struct Depth {
-  int from = 0, to = 0;           // to = 0: all of it
   bool lower_triangular = false;  // column c has no entry beyond depth c
+  const int32_t* rows = nullptr;  // the rows of W that X's columns stand for, or null: all in order
+  int count = 0;                  // of `rows`
 };
 
 // What one thread has multiplied. Padding is not counted, so every instruction set counts the same.
@@ -63,8 +64,8 @@ struct Work {
   int64_t multiply_adds = 0, matmuls = 0;
 
   void count(int rows, const Matrix& W, Depth part) {
-    const int64_t to = part.to ? part.to : W.depth, n = W.used;
-    const int64_t entries = part.lower_triangular ? n * (n + 1) / 2 : n * (to - part.from);
+    const int64_t n = W.used;
+    const int64_t entries = part.lower_triangular ? n * (n + 1) / 2 : n * (part.rows ? part.count : W.depth);
     multiply_adds += rows * entries, ++matmuls;
   }
 };
@@ -101,23 +102,29 @@ Sgemm find_sgemm();  // Accelerate's on macOS; nullptr where it is missing
 template <class Init, class Done>
 void matmul_by_blas(Sgemm sgemm, int rows, const float* X, int stride, const Matrix& W, Init init, Done done,
                     Depth part) {
-  static thread_local std::vector<float> y;
-  const int n = W.columns(), depth = (part.to ? part.to : W.depth) - part.from;
+  static thread_local std::vector<float> y, picked;
+  const int n = W.columns(), depth = part.rows ? part.count : W.depth;
   if (y.size() < size_t(rows) * n) y.resize(size_t(rows) * n);
   for (int r = 0; r < rows; ++r)
     for (int c = 0; c < n; c += LANES) store(&y[size_t(r) * n + c], init(r, c));
-  if (depth)
-    sgemm(101, 111, 111, rows, n, depth, 1.f, X + part.from, stride, &W.plain[size_t(part.from) * n], n, 1.f, y.data(),
-          n);
+  const float* w = W.plain.data();
+  if (part.rows) {
+    picked.resize(size_t(depth) * n);
+    for (int k = 0; k < depth; ++k) std::copy_n(w + size_t(part.rows[k]) * n, n, &picked[size_t(k) * n]);
+    w = picked.data();
+  }
+  if (depth) sgemm(101, 111, 111, rows, n, depth, 1.f, X, stride, w, n, 1.f, y.data(), n);
   for (int r = 0; r < rows; ++r)
     for (int c = 0; c < n; c += LANES) done(r, c, load(&y[size_t(r) * n + c]));
 }
 #endif
 
-// M rows times one panel. Rows beyond `last` repeat it and are not passed on. What `init` returns is
-// added at the end: sums that began with it would round all their products to its last bit.
-template <int M, bool FULL, class Init, class Done>
-MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float* W, int depth, Init init, Done done) {
+// M rows times one panel, whose rows are all in order or those of `picked`. Rows beyond `last` repeat
+// it and are not passed on. What `init` returns is added at the end: sums that began with it would
+// round all their products to its last bit.
+template <int M, bool FULL, bool PICKED, class Init, class Done>
+MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float* W, int depth, const int32_t* picked,
+                              Init init, Done done) {
   Vector sums[M][VECTORS];
   const float* x[M];
   repeat<M>([&](auto r) MPNN_LAMBDA {
@@ -125,9 +132,10 @@ MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float*
     x[r] = X + size_t(row) * stride;
     repeat<VECTORS>([&](auto v) MPNN_LAMBDA { sums[r][v] = Vector{}; });
   });
-  for (int k = 0; k < depth; ++k, W += COLUMNS) {
+  for (int k = 0; k < depth; ++k) {
+    const float* of_k = W + size_t(PICKED ? picked[k] : k) * COLUMNS;
     Vector w[VECTORS];
-    repeat<VECTORS>([&](auto v) MPNN_LAMBDA { w[v] = load(W + v * LANES); });
+    repeat<VECTORS>([&](auto v) MPNN_LAMBDA { w[v] = load(of_k + v * LANES); });
     repeat<M>([&](auto r) MPNN_LAMBDA {
       const Vector a = splat(FULL ? X[size_t(r) * stride + k] : x[r][k]);
       repeat<VECTORS>([&](auto v) MPNN_LAMBDA { sums[r][v] = multiply_add(a, w[v], sums[r][v]); });
@@ -142,7 +150,7 @@ MPNN_INLINE void micro_kernel(const float* X, int stride, int last, const float*
 
 // Calls done(row, column, x·W + init(row, column)) for all rows of X [rows, depth] and all columns.
 // A row's bits do not depend on the rows beside it: each sum adds one product after another.
-template <class Init, class Done>
+template <bool PICKED = false, class Init, class Done>
 void matmul(Ahead& ahead, int rows, const float* X, int stride, const Matrix& W, Init init, Done done,
             Depth part = {}) {
   ahead.work.count(rows, W, part);
@@ -150,16 +158,14 @@ void matmul(Ahead& ahead, int rows, const float* X, int stride, const Matrix& W,
   static const Sgemm sgemm = find_sgemm();
   if (sgemm) return matmul_by_blas(sgemm, rows, X, stride, W, init, done, part);
 #endif
-  X += part.from;
   for (int p = 0; p < W.panels; ++p) {
-    const float* w = W.panel(p) + size_t(part.from) * COLUMNS;
-    const int to = part.to ? part.to : W.depth;
-    const int depth = (part.lower_triangular ? std::min(to, (p + 1) * COLUMNS) : to) - part.from;
+    const int whole = PICKED ? part.count : W.depth;
+    const int depth = part.lower_triangular ? std::min(whole, (p + 1) * COLUMNS) : whole;
     int at = 0;
     auto some = [&]<int M, bool FULL>(std::integral_constant<int, M>, std::bool_constant<FULL>) MPNN_LAMBDA {
       ahead.fetch_some();
-      micro_kernel<M, FULL>(
-          X + size_t(at) * stride, stride, rows - 1 - at, w, depth,
+      micro_kernel<M, FULL, PICKED>(
+          X + size_t(at) * stride, stride, rows - 1 - at, W.panel(p), depth, part.rows,
           [&](int r, int c) MPNN_LAMBDA { return init(at + r, p * COLUMNS + c); },
           [&](int r, int c, Vector y) MPNN_LAMBDA { done(at + r, p * COLUMNS + c, y); });
       at += M;

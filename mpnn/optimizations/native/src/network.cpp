@@ -55,8 +55,9 @@ Network::Network(int width, int encoders, int decoders, int count, const float* 
     : C(width) {
   Reader read{count, tensors, sizes};
   offsets = read.floats(OFFSETS * C);
-  radial = read.matrix(C, RADIAL);
+  even = read.matrix(C, KINDS * CENTERS), odd = read.matrix(C, MIXED * CENTERS);
   W_e = read.matrix(C, C), b_e = read.floats(C), centers = read.floats(CENTERS);
+  centers.resize(2 * CENTERS, 1e9f);  // whole vectors can be read from any center on
   for (int l = 0; l < encoders; ++l) {
     EncoderLayer& layer = encoder.emplace_back();
     layer.node = read_message(read, C, 3), layer.update = read_update(read, C);

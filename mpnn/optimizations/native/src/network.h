@@ -8,7 +8,8 @@
 namespace mpnn {
 
 constexpr int RESIDUE_TYPES = 21, UNSEEN = RESIDUE_TYPES;  // UNSEEN: neighbor not decoded yet
-constexpr int PAIRS = 25, CENTERS = 16, RADIAL = PAIRS * CENTERS;
+constexpr int MIXED = 10, KINDS = MIXED + 5,
+              CENTERS = 16;                    // unordered pairs of N, CA, C, O, CB; radial basis functions
 constexpr int OFFSETS = 66, OTHER_CHAIN = 65;  // classes of residue offsets
 constexpr int FEED_FORWARD = 4;
 constexpr float MESSAGE_SCALE = 30.f;
@@ -49,7 +50,8 @@ struct Network {
   int C;
   Floats offsets;  // positional part of the edge embedding, centered and rotated: [66, C]
   Floats centers;  // of the radial basis functions, Å
-  Matrix radial;   // [400, C], all pairs of the first center first, centered and rotated
+  Matrix even;     // [15·16, C] radial weights, centered and rotated, all centers of the first pair first
+  Matrix odd;      // [10·16, C] the part that changes sign from an edge to the one back: see features.cpp
   Matrix W_e;      // lower triangular in the rotated basis
   Floats b_e;
   std::vector<EncoderLayer> encoder;

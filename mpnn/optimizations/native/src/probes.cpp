@@ -21,14 +21,16 @@ MPNN_EXPORT void mpnn_probe_unit_norm(float* x, int32_t rows, int32_t n) { unit_
 
 MPNN_EXPORT void mpnn_probe_log_softmax(float* x, int32_t n) { log_softmax(x, n); }
 
-// y [rows, out] = x [rows, in]·weightᵀ from depth `from` to `to`; out is a multiple of 32.
-MPNN_EXPORT void mpnn_probe_matmul(const float* x, const float* weight, float* y, int32_t rows, int32_t in, int32_t out,
-                                   int32_t from, int32_t to) {
+// y [rows, out] = x [rows, depth]·weightᵀ for weight [out, in], whose columns are all in order (depth =
+// in), or those of `picked` [depth]; out is a multiple of 32.
+MPNN_EXPORT void mpnn_probe_matmul(const float* x, const float* weight, float* y, const int32_t* picked, int32_t rows,
+                                   int32_t depth, int32_t in, int32_t out) {
   const Matrix W(weight, out, in, in);
   Ahead ahead;
-  matmul(
-      ahead, rows, x, in, W, [](int, int) MPNN_LAMBDA { return Vector{}; },
-      [=](int r, int c, Vector v) MPNN_LAMBDA { store(y + size_t(r) * out + c, v); }, Depth{from, to, false});
+  auto zero = [](int, int) MPNN_LAMBDA { return Vector{}; };
+  auto write = [=](int r, int c, Vector v) MPNN_LAMBDA { store(y + size_t(r) * out + c, v); };
+  if (picked) matmul<true>(ahead, rows, x, depth, W, zero, write, Depth{false, picked, depth});
+  else matmul(ahead, rows, x, depth, W, zero, write);
 }
 
 // The width of this build's vectors in floats: 16 with AVX-512, 8 with AVX2, 4 elsewhere.

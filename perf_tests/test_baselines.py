@@ -1,6 +1,7 @@
 """Stored runs: found, read strictly, written whole, refused with a reason."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def row(log_ratio=-1.0, width=0.01, passed=True):
         "margin": 0.03,
         "speedup": 2.7,
         "subject_seconds": 0.01,
+        "reference_seconds": 0.01 / math.exp(log_ratio),
         "accuracy": {"passed": passed, "text": "equal"},
         "verdict": "recorded",
         "commit": "0123456789ab",
@@ -94,6 +96,11 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
             json.dumps(run(rows={"t": {"log_ratio": 0.0}})),
             "row t lacks accuracy, commit, log_ratio_high, log_ratio_low, margin, recorded",
         ),
+        (
+            json.dumps(run(rows={"t": row() | {"gate_reference": "short", "gate_log_ratio": 0.1}})),
+            "row t lacks gate_log_ratio_high, gate_log_ratio_low, gate_seconds",
+        ),
+        (json.dumps(run(rows={"t": row() | {"subject_seconds": 0.0}})), "seconds that are not"),
         (json.dumps(run(rows={"t": []})), "not a run of this suite"),
         (json.dumps(run(rows={"t": row() | {"margin": "3 %"}})), "not a run of this suite"),
         (json.dumps(run(rows={"t": row() | {"recorded": 3}})), "needs strings in commit"),

@@ -18,9 +18,11 @@ from mpnn.regression.counter_store import (
     without_claim,
 )
 from mpnn.regression.counters import count
+from mpnn.regression.plugin import COUNTED
+from mpnn.regression.tables import Change
 
 ROOT = Path(__file__).parents[1] / "baselines"
-COUNTED = [claim for claim in CLAIMS if not claim.timed_as]
+TIMED = [claim for claim in CLAIMS if not claim.timed_as]
 
 REDUCED = ("half", "bfloat16", "int8", "exact-bfloat16")
 """Subjects that compute in reduced precision, see `forced`."""
@@ -54,11 +56,11 @@ def recorded(request):
         return
     counters = {}
     yield counters
-    record(ROOT, instruction_set(), counters, {claim.id for claim in COUNTED})
+    record(ROOT, instruction_set(), counters, {claim.id for claim in TIMED})
 
 
-@pytest.mark.parametrize("claim", [pytest.param(c, id=c.id, marks=marks(c)) for c in COUNTED])
-def test_work_is_what_was_recorded(claim, recorded):
+@pytest.mark.parametrize("claim", [pytest.param(c, id=c.id, marks=marks(c)) for c in TIMED])
+def test_work_is_what_was_recorded(claim, recorded, request):
     """A claim's counters equal the stored ones; memory within 5 %, threads within 10 %."""
     if reason := not_measured_here(claim):
         pytest.skip(f"not counted here: {reason}")
@@ -72,6 +74,8 @@ def test_work_is_what_was_recorded(claim, recorded):
         recorded[claim.id] = found
         return
     verdict = judge(claim.id, found, stored_counters(ROOT), instruction_set(), software())
+    changes = request.config.stash.setdefault(COUNTED, [])
+    changes += [Change(claim.id, "counters", text, "FAILED") for text in verdict.failures]
     assert not verdict.failures, "\n".join(verdict.failures)
     if verdict.notes or verdict.skipped:
         pytest.skip("\n".join([*verdict.notes, verdict.skipped]).strip())
@@ -79,5 +83,5 @@ def test_work_is_what_was_recorded(claim, recorded):
 
 def test_stored_counters_belong_to_claims():
     """Stored counters without a claim are those of a retired one."""
-    orphans = without_claim(stored_counters(ROOT), [claim.id for claim in COUNTED], ROOT)
+    orphans = without_claim(stored_counters(ROOT), [claim.id for claim in TIMED], ROOT)
     assert not orphans, f"{orphans}: have counters and no claim; retire them, or record again"

@@ -6,6 +6,7 @@ planted claims as it can tell apart.
 
 import json
 import math
+import os
 import re
 
 import pytest
@@ -101,11 +102,12 @@ def test_planted_changes_are_told_apart(recorded, tmp_path):
     )
     assert ended.code == 1
     expected = dict.fromkeys("abcdefgh", "holds") | dict.fromkeys("ab", "regressed")
-    assert verdicts(ended) == expected | {"c": "undecided", "d": "improved", "f": "undecided"}
+    expected |= {"c": "undecided", "d": "improved", "e": "failed", "f": "undecided"}
+    assert verdicts(ended) == expected
     for name in "ab":
         assert "a fresh process said +" in failure(ended, name)
         assert "the subject moved more" in failure(ended, name)
-    assert "`tox -e record` keeps the gain" in failure(ended, "d")
+    assert "`--record` keeps the gain" in failure(ended, "d")
     assert "accuracy failed: outputs differ; its speed is not judged" in failure(ended, "e")
     assert "4 failed, 2 passed, 2 skipped" in ended.output
     assert 'failures="4"' in path.read_text()
@@ -194,6 +196,8 @@ def test_a_claim_with_a_gate_reference(project):
     assert ended.code == 1
     assert verdicts(ended) == dict.fromkeys("abcdefgh", "holds") | {"b": "regressed"}
     assert "beside its short" in failure(ended, "b")
+    ended = session(project, gate={"a": True}, slow={"a": 0.1})
+    assert "below 0.2 no processor can have done the work" in failure(ended, "a")
     ended = session(project, gate={"a": True})  # b is gated beside its reference now
     assert ended.code == 1
     assert (
@@ -205,7 +209,51 @@ def test_claims_of_an_engine_that_lean_alike_are_red(recorded):
     """Each is undecided, and together they are slower: that is no noise."""
     ended = session(recorded, slow=dict.fromkeys("abc", 1.03), noise=0.05)
     assert ended.code == 1, ended.output
-    assert "undecided one by one, and all of engine" in ended.output
+    assert "undecided one by one, and together engine unknown has regressed" in ended.output
+
+
+def test_beside_other_work_no_change_of_speed_counts(project):
+    """What moved while other processes used the machine is not judged, and many such are red."""
+    busy = {"load": str(0.5 * (os.cpu_count() or 1))}
+    ended = session(project, "perf_tests", "-rsf", slow={"a": 1.1}, wrong={"b": True}, **busy)
+    assert ended.code == 1
+    assert verdicts(ended) == dict.fromkeys("abcdefgh", "holds") | {"a": "judged", "b": "failed"}
+    assert "not judged: other processes used" in ended.output
+    assert "accuracy failed" in failure(ended, "b")
+    ended = session(project, slow=dict.fromkeys("abc", 1.1), **busy)
+    assert ended.code == 1, ended.output
+    assert "3 of 8 claims are not judged: other processes used the machine" in ended.output
+    ended = session(project, "perf_tests", "--record", **busy)
+    assert ended.code == 1, ended.output
+    assert "other processes used" in failure(ended, "a")
+    assert len(project.runs()) == 1
+
+
+def test_changed_counters_are_in_the_summary(project):
+    """A session that counts work writes what changed, with the tier that saw it."""
+    (project.root / "perf_tests" / "test_count.py").write_text(
+        "from mpnn.regression.plugin import COUNTED\n"
+        "from mpnn.regression.tables import Change\n"
+        "def test_count(request):\n"
+        "    request.config.stash[COUNTED] = [Change('a', 'counters', 'matmuls 2 → 4', 'FAILED')]\n"
+    )
+    ended = session(project, "perf_tests/test_count.py", "--summary", "summary.md")
+    assert ended.code == 0, ended.output
+    written = (project.root / "summary.md").read_text()
+    assert "| `a` | counters | matmuls 2 → 4 | FAILED |" in written
+
+
+def test_weaker_rules_and_other_versions_are_named(project):
+    """Fewer pairs than when the row was stored are red; another release of a library is named."""
+    edit_stored(
+        project, lambda data: data["benchmarks"][0]["extra_info"]["versions"].update(numpy="1.0")
+    )
+    edit(project, "gate=gate_of", "rule=Rule(pairs=20), gate=gate_of")
+    edit(project, "import pytest\n", "import pytest\nfrom mpnn.regression.verdict import Rule\n")
+    ended = session(project)
+    assert ended.code == 1
+    assert "a: its rules are laxer than those of the stored row (pairs 40 → 20)" in ended.output
+    assert "stored rows were measured with numpy 1.0, here" in ended.output
 
 
 def test_an_unknown_machine_must_not_lack_what_all_others_have(project):
@@ -251,7 +299,7 @@ def test_the_very_first_run_gates_accuracy(tmp_path):
         (["--benchmark-autosave"], {}, "must not become a baseline"),
         (["--benchmark-compare", "--benchmark-save=x"], {}, "must not become a baseline"),
         (["--record", "--quick"], {}, "drop --quick"),
-        (["--benchmark-json=baselines/x.json"], {}, "only `tox -e record` writes"),
+        (["--benchmark-json=baselines/x.json"], {}, "only `--record` writes"),
         (["--benchmark-storage=elsewhere"], {}, "drop --benchmark-storage"),
         (["--confirm=row.json", "-k", "[a]"], {}, "--confirm judges nothing: the row goes to row"),
     ],

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -48,6 +49,7 @@ def stored_everything(root):
         "gate_log_ratio": 0.5,
         "gate_log_ratio_low": 0.49,
         "gate_log_ratio_high": 0.51,
+        "gate_seconds": 0.05 / 14.0 / math.exp(0.5),
         "gate_reference": "its matmuls",
     }
     changes = {
@@ -130,7 +132,7 @@ def test_counts_are_of_holding_moved_failing_and_open_claims(tmp_path):
 def test_hostile_strings_stay_text(tmp_path):
     """Markup in a stored run is shown, never run."""
     hostile = row(BY_ID["minimal"], 2.0) | {"gate_reference": HOSTILE, "gate_log_ratio": 0.0}
-    hostile |= {"gate_log_ratio_low": 0.0, "gate_log_ratio_high": 0.0}
+    hostile |= {"gate_log_ratio_low": 0.0, "gate_log_ratio_high": 0.0, "gate_seconds": 0.025}
     hostile["accuracy"]["text"] = HOSTILE
     stored(tmp_path, minimal=hostile)
     text = written(tmp_path).read_text(encoding="utf-8")
@@ -224,7 +226,7 @@ def test_the_page_needs_an_extra(monkeypatch):
 
 def test_a_page_without_runs_is_refused(tmp_path):
     """Without a stored run there is nothing to show, and the error says how to get one."""
-    with pytest.raises(InputError, match="tox -e record"):
+    with pytest.raises(InputError, match="--record"):
         written(tmp_path)
 
 
@@ -345,7 +347,7 @@ def test_the_summary_ends_with_the_link(tmp_path, measured):
     environment = {**os.environ, **{key: str(value) for key, value in names.items()}}
     subprocess.run(["bash", "-e", "-c", show["run"]], env=environment, check=True)
     text = (tmp_path / "shown").read_text()
-    assert text.startswith("Nothing changed" if measured else "Nothing was measured")
+    assert text.startswith("Nothing changed" if measured else "Nothing was timed")
     assert text.endswith("\n[Report page](https://host/1)\n")
 
 

@@ -128,7 +128,7 @@ def test_example_command_judges_the_row(tmp_path):
         check=False,
     )
     assert re.search(r"^ *wavefront .*\d× \[.*equal.*not recorded$", done.stdout, re.M), done.stdout
-    assert "`tox -e record` stores it" in done.stdout
+    assert "`--record` stores it" in done.stdout
     assert done.returncode == 1
 
 

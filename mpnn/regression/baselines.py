@@ -110,11 +110,11 @@ def load(path: Path) -> Run:
             f"{path} is not a run of this suite ({error!r}); {_way_out(path)}"
         ) from error
     if len(rows) != len(benchmarks):
-        raise InputError(f"{path} holds a row twice; record anew with `tox -e record`")
+        raise InputError(f"{path} holds a row twice; record anew with `--record`")
     if path.parent.name != run.hardware:
         raise InputError(
             f"{path} was recorded on {run.hardware}, not on {path.parent.name}; ratios hold for "
-            f"one class of machines: move it back or record here with `tox -e record`"
+            f"one class of machines: move it back or record here with `--record`"
         )
     return run
 
@@ -130,7 +130,7 @@ def _way_out(path: Path) -> str:
     here = next((d.version for d in distributions(name="mpnn")), newest)
     if _numbers(newest) > _numbers(here):
         return f"mpnn {newest} recorded it and this is {here}: install the newer version"
-    return "restore it from version control or record anew with `tox -e record`"
+    return "restore it from version control or record anew with `--record`"
 
 
 def _numbers(release: str) -> list[int]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,22 @@ PINNED = {
 """Environment that a measuring process starts with."""
 
 RESTARTED = "MPNN_RESTARTED"
+
+REPORTED_VERSIONS = (
+    *("mpnn", "numpy", "torch", "mlx", "onnxruntime", "scikit-learn", "scipy"),
+    "pytest-benchmark",
+)
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that measure, or are measured, with the versions in use."""
+    found = {"python": platform.python_version()}
+    for name in REPORTED_VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 @dataclass(frozen=True)

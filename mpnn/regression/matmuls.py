@@ -14,8 +14,7 @@ import torch
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
-from mpnn.config import NUM_LETTERS, ModelConfig
-from mpnn.graph import ATOM_PAIRS, NUM_RBF
+from mpnn.config import ATOM_PAIRS, NUM_LETTERS, NUM_RBF, ModelConfig
 from mpnn.model import FEED_FORWARD
 from mpnn.optimizations.exact.blocks import Affine
 from mpnn.optimizations.exact.encoder import TILE

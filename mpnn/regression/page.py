@@ -77,7 +77,7 @@ def write_html(root: Path, path: Path) -> None:
     """
     folders = baselines.machines(root)
     if not folders:
-        raise InputError(f"{root} holds no stored run; `tox -e record` stores one")
+        raise InputError(f"{root} holds no stored run; `--record` stores one")
     histories = [baselines.history(folder) for folder in folders]
     baseline = reference_recovery([runs[-1] for runs in histories])
     counted = counters(root)

@@ -8,13 +8,11 @@ hook only calls the other modules. Sessions without claims are left alone.
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,13 @@ from mpnn.errors import InputError
 from mpnn.regression import against, baselines, machine
 from mpnn.regression.rows import Row
 from mpnn.regression.session import Check, Session, require_committed
-from mpnn.regression.tables import moved, only_changed, session_markdown, session_table
+from mpnn.regression.tables import (
+    Change,
+    moved,
+    only_changed,
+    session_markdown,
+    session_table,
+)
 from mpnn.regression.timing import Clock, Gate, PairedTiming, Side
 from mpnn.regression.verdict import (
     CHANGED,
@@ -47,10 +51,7 @@ PASSED = pytest.StashKey[set[str]]()
 COMMIT = pytest.StashKey[str]()  # at the start of a recording
 PROBLEMS = pytest.StashKey[list[str]]()
 MOVED = pytest.StashKey[list[str]]()  # rows that were stored changed
-REPORTED_VERSIONS = (
-    *("mpnn", "numpy", "torch", "mlx", "onnxruntime", "scikit-learn", "scipy"),
-    "pytest-benchmark",
-)
+COUNTED = pytest.StashKey[list[Change]]()  # claims whose work counters are not the stored ones
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -130,12 +131,12 @@ def _unusable(config: pytest.Config, root: Path) -> str:
     if option.benchmark_save or option.benchmark_autosave:
         return (
             "a gated run must not become a baseline by itself: drop --benchmark-save and "
-            "--benchmark-autosave; `tox -e record` writes baselines"
+            "--benchmark-autosave; `--record` writes baselines"
         )
     if option.record and option.quick:
         return "a recording takes the looks that it needs: drop --quick"
     if option.benchmark_json and root in Path(option.benchmark_json).resolve().parents:
-        return "only `tox -e record` writes into baselines/"
+        return "only `--record` writes into baselines/"
     return ""
 
 
@@ -169,7 +170,7 @@ def pytest_benchmark_compare_machine_info(
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Adds the versions that were measured and the control to every stored or written run."""
-    output_json["versions"] = {"python": platform.python_version(), **dict(_versions())}
+    output_json["versions"] = machine.versions()
     if control := config.stash[GATE].control_info():
         output_json["control"] = control
 
@@ -404,16 +405,11 @@ def pytest_terminal_summary(
     if gate.rows:
         terminalreporter.section(f"claims on {machine.this_machine().id}")
         terminalreporter.write_line(session_table(gate.rows, terminalreporter.hasmarkup))
-        _write_summary(config, session_markdown(gate.rows), problems)
+    counted = config.stash.get(COUNTED, None)
+    if gate.rows or counted is not None:
+        _write_summary(config, session_markdown(gate.rows, counted or ()), problems)
     if gate.rows and not gate.recording:
-        collected = config.stash[COLLECTED]
-        unjudged = set(gate.expected_rows) & set(collected) - set(gate.rows)
-        if unjudged and gate.stored is not None:
-            terminalreporter.write_line(
-                f"{len(unjudged)} stored claims were not judged; `-m ''` adds the slow ones"
-            )
-        if gate.stored is None:
-            terminalreporter.write_line(_welcome(), yellow=True)
+        _say_what_was_not_judged(terminalreporter, gate, config.stash[COLLECTED])
     found = config.stash.get(MOVED, [])
     for line in found:
         terminalreporter.write_line(f"{line}, confirmed in a fresh process: stored", yellow=True)
@@ -421,6 +417,21 @@ def pytest_terminal_summary(
         terminalreporter.write_line("say why in baselines/README.md", yellow=True)
     for problem in problems:
         terminalreporter.write_line(f"claims: {problem}", red=True)
+
+
+def _say_what_was_not_judged(
+    reporter: pytest.TerminalReporter, gate: Session, collected: list[str]
+) -> None:
+    """Stored claims that were left out, an unknown machine, and other versions of libraries."""
+    left_out = set(gate.expected_rows) & set(collected) - set(gate.rows)
+    if left_out and gate.stored is not None:
+        reporter.write_line(
+            f"{len(left_out)} stored claims were not judged; `-m ''` adds the slow ones"
+        )
+    if gate.stored is None:
+        reporter.write_line(_welcome(), yellow=True)
+    if others := gate.other_versions():
+        reporter.write_line(f"stored rows were measured with {others}", yellow=True)
 
 
 def _write_summary(config: pytest.Config, table: str, problems: list[str]) -> None:
@@ -436,7 +447,7 @@ def _welcome() -> str:
     return (
         f"{name} has no stored run yet: work counters and accuracy were gated, speed was not. "
         "`--against REV` judges speed against a commit on any machine. To gate it here, close "
-        "other work, run `tox -e record` in a clean clone, renew the tables by `mpnn report "
+        "other work, run with `--record` in a clean clone, renew the tables by `mpnn report "
         "--readme README.md --results baselines/RESULTS.md`, and commit them with "
         f"baselines/{name}/."
     )
@@ -444,11 +455,3 @@ def _welcome() -> str:
 
 def _is_claim(item: pytest.Item) -> bool:
     return {"claim", "benchmark"} <= set(getattr(item, "fixturenames", ()))
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in REPORTED_VERSIONS:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            yield name, "not installed"

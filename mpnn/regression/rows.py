@@ -22,7 +22,11 @@ EDITED_APART = 0.25
 """The same where the seconds of the subject are those beside the gate reference, minutes earlier:
 14 % in the worst row so far."""
 
-REQUIRED = NUMBERS | WORDS | {"versions", "accuracy"}
+REQUIRED = NUMBERS | WORDS | {"versions", "accuracy", "reference_seconds"}
+OF_A_GATE = frozenset(
+    {"gate_log_ratio", "gate_log_ratio_low", "gate_log_ratio_high", "gate_seconds"}
+)
+"""What a row that has a gate reference must state too."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Row:
         gate_log_ratio: median of ln(subject / gate reference); `_low` and `_high` bound it. None
             where the reference itself is the gate's.
         gate_seconds: median of one call of the gate reference.
+        load: processors that other processes used meanwhile; None where the system does not say.
+        rule: of the claim, see `verdict.Rule.stored`.
         expected: log-ratio that the row was judged against; None where no figure was stored.
         first_verdict: verdict before a fresh process measured the claim again; "" if none did.
         second_log_ratio: what that process measured.
@@ -81,6 +87,8 @@ class Row:
     gate_log_ratio_low: float | None = None
     gate_log_ratio_high: float | None = None
     gate_seconds: float | None = None
+    load: float | None = None
+    rule: Mapping[str, float] = field(default_factory=dict)
     expected: float | None = None
     first_verdict: str = ""
     second_log_ratio: float | None = None
@@ -102,7 +110,8 @@ class Row:
             InputError: a field is missing or cannot mean what it should.
             TypeError: a number or the accuracy is of another type.
         """
-        if missing := REQUIRED - info.keys():
+        required = REQUIRED | (OF_A_GATE if info.get("gate_reference") else frozenset())
+        if missing := required - info.keys():
             raise InputError(f"row {name} lacks {', '.join(sorted(missing))}")
         if not all(math.isfinite(info[key]) for key in NUMBERS):
             raise InputError(f"row {name} holds a number that is not finite")
@@ -128,8 +137,10 @@ class Row:
             (self.log_ratio, self.reference_seconds, EDITED_APART if gated else EDITED),
             (self.gate_log_ratio, self.gate_seconds, EDITED),
         ):
-            if log_ratio is None or seconds is None or self.subject_seconds <= 0 or seconds <= 0:
+            if log_ratio is None or seconds is None:
                 continue
+            if self.subject_seconds <= 0 or seconds <= 0:
+                raise InputError(f"row {name} has seconds that are not above 0; restore the file")
             off = abs(log_ratio - math.log(self.subject_seconds / seconds))
             if off > math.log1p(apart):
                 raise InputError(

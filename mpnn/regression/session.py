@@ -6,6 +6,7 @@ Every way of passing without having gated anything is a problem that is named he
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from mpnn.errors import InputError
 from mpnn.regression import baselines
+from mpnn.regression.machine import versions
 from mpnn.regression.rows import Accuracy, Row
 from mpnn.regression.timing import (
     Clock,
@@ -24,12 +26,15 @@ from mpnn.regression.timing import (
     measure,
 )
 from mpnn.regression.verdict import (
+    CHANGED,
     RECORDING,
     Expectation,
     Rule,
     Verdict,
     held_recovery,
     laxer,
+    place,
+    pooled,
     quick,
     speed_verdict,
 )
@@ -38,8 +43,11 @@ CONTROL_LOOKS = 2
 PERFORMANCE_CORES = 0.95
 """Share of the CPU time that must be of performance cores, where there are two kinds."""
 
+LOADED = 0.10
+"""Share of the machine's processors that others may use while a claim is measured."""
+
 LEANING = 2
-"""Undecided claims of one engine that must lean the same way to be one verdict."""
+"""Undecided claims of one engine that are judged together."""
 
 UNDECIDED_SHARE = 0.2
 """Above this share of undecided claims (and more than one) the machine is too noisy to gate."""
@@ -76,13 +84,25 @@ def one_pair(judged: PairedTiming, reference: Side, clock: Clock) -> PairedTimin
 
 def answered_anew(accuracy: Accuracy, timing: PairedTiming) -> Accuracy:
     """Fails a subject that answers from a cache: it takes longer for what it has never seen."""
-    if not timing.cached:
+    if not timing.cached or not accuracy.passed:
         return accuracy
     return replace(
         accuracy,
         passed=False,
         text=f"an input never given before takes {timing.unseen:.1f} times as long as the others: "
         "its outputs are cached",
+    )
+
+
+def did_the_work(accuracy: Accuracy, timing: PairedTiming, gate: Gate | None) -> Accuracy:
+    """Fails a subject that is done sooner than any processor could be."""
+    if gate is None or math.exp(timing.log_ratio) >= gate.floor or not accuracy.passed:
+        return accuracy
+    return replace(
+        accuracy,
+        passed=False,
+        text=f"takes {math.exp(timing.log_ratio):.3f} of the time of its {gate.name}, and below "
+        f"{gate.floor:g} no processor can have done the work",
     )
 
 
@@ -222,6 +242,7 @@ class Session:
         ends = (
             shown.interval(rule.alpha_pass) if len(shown.log_ratios) > 1 else (shown.log_ratio,) * 2
         )
+        checked = did_the_work(answered_anew(accuracy, judged), judged, gate)
         row = Row(
             log_ratio=shown.log_ratio,
             log_ratio_low=low if gate is None else ends[0],
@@ -229,16 +250,18 @@ class Session:
             margin=used.margin,
             subject_seconds=median(judged.subject_seconds),
             verdict=speed_verdict(judged.verdict, judged.log_ratio, expected, self.recording),
-            accuracy=held_recovery(answered_anew(accuracy, judged), expected.recovery),
+            accuracy=held_recovery(checked, expected.recovery),
             reference_seconds=median(shown.reference_seconds),
             confidence=1 - 2 * used.alpha_pass,
             pairs=len(judged.log_ratios),
             looks=judged.looks,
             repeats=judged.repeats,
+            load=judged.load,
+            rule=(gate.rule if gate else rule).stored(),
             expected=expected.log_ratio,
         )
         if gate is None:
-            return self._crept(name, row)
+            return self._settled(name, row)
         gated = replace(
             row,
             gate_reference=gate.name,
@@ -255,11 +278,20 @@ class Session:
                 log_ratio_low=own.log_ratio_low,
                 log_ratio_high=own.log_ratio_high,
             )
-        return self._crept(name, gated)
+        return self._settled(name, gated)
 
     def accepts(self, name: str) -> bool:
         """Whether a recording may store this row although it is slower: its very id was named."""
         return _short(name) in self.accepted.split(",")
+
+    def _settled(self, name: str, row: Row) -> Row:
+        """A row whose verdict takes account of its accuracy, other processes, and earlier rows."""
+        if not row.accuracy.passed:
+            return replace(row, verdict=Verdict.FAILED)
+        loaded = (row.load or 0.0) > LOADED * (os.cpu_count() or 1)
+        if loaded and (self.recording or row.verdict in (*CHANGED, Verdict.UNDECIDED)):
+            return replace(row, verdict=Verdict.NOT_JUDGED)
+        return self._crept(name, row)
 
     def _crept(self, name: str, row: Row) -> Row:
         """A recorded row that is slower than the best or the first stored one is a regression.
@@ -347,36 +379,58 @@ class Session:
 
         On a machine without a stored run, counters and accuracy are what gates.
         """
-        verdicts = [row.verdict for row in self.rows.values()]
+        verdicts = [row.verdict for row in self.rows.values() if row.verdict != Verdict.FAILED]
         found = []
-        idle = (
-            {Verdict.UNDECIDED}
-            if self.stored is None
-            else {Verdict.NOT_RECORDED, Verdict.UNDECIDED}
-        )
-        if selected and (not verdicts or idle >= set(verdicts)):
+        idle = {Verdict.UNDECIDED, Verdict.NOT_JUDGED}
+        if self.stored is not None:
+            idle.add(Verdict.NOT_RECORDED)
+        if selected and idle >= set(verdicts):
             found.append("nothing was gated: no claim was decided against a stored figure")
-        undecided = verdicts.count(Verdict.UNDECIDED)
-        if undecided > max(1, UNDECIDED_SHARE * len(verdicts)):
-            found.append(
-                f"{undecided} of {len(verdicts)} claims are undecided: "
-                f"this machine is too noisy to gate on now"
-            )
+        for verdict, why in (
+            (Verdict.UNDECIDED, "this machine is too noisy to gate on now"),
+            (Verdict.NOT_JUDGED, "other processes used the machine: close them and run again"),
+        ):
+            count = verdicts.count(verdict)
+            if count > max(1, UNDECIDED_SHARE * len(verdicts)):
+                found.append(f"{count} of {len(verdicts)} claims are {verdict}: {why}")
         return found + self._leaning() + self._laxer()
 
     def _leaning(self) -> list[str]:
-        """Engines whose undecided claims lean one way: together they are decided."""
-        groups: dict[tuple[str, bool], list[str]] = {}
+        """Engines whose claims moved together by more than half their margin.
+
+        Asked where two of them are undecided, of all that have a figure: the undecided alone are
+        those that happen to lie far out. Of 4,000 simulated sessions of five claims with standard
+        errors of 1 % none is red without a change, 63 % with +3 % in each, 97 % with +4 %.
+        """
+        groups: dict[str, list[str]] = {}
         for name, row in self.rows.items():
-            if row.verdict == Verdict.UNDECIDED and row.expected is not None:
-                engine = str(row.about.get("engine", ""))
-                groups.setdefault((engine, row.judged[0] > row.expected), []).append(name)
-        return [
-            f"{', '.join(_short(name) for name in names)}: undecided one by one, and all of engine "
-            f"{engine or 'unknown'} {'slower: regressed' if slower else 'faster: improved'}"
-            for (engine, slower), names in groups.items()
-            if len(names) >= LEANING
-        ]
+            if row.expected is not None and row.verdict in (Verdict.UNDECIDED, Verdict.HOLDS):
+                groups.setdefault(str(row.about.get("engine", "")), []).append(name)
+        found = []
+        for engine, names in groups.items():
+            rows = [self.rows[name] for name in names]
+            if sum(row.verdict == Verdict.UNDECIDED for row in rows) < LEANING:
+                continue
+            low, high = pooled(rows, Rule().alpha_fail)
+            moved = place(low, high, math.log1p(min(row.margin for row in rows)) / 2)
+            if moved in CHANGED:
+                found.append(
+                    f"{', '.join(map(_short, names))}: undecided one by one, and together engine "
+                    f"{engine or 'unknown'} has {moved}: time changed by {math.expm1(low):+.1%} to "
+                    f"{math.expm1(high):+.1%}"
+                )
+        return found
+
+    def other_versions(self) -> str:
+        """Packages that the stored rows were measured with in other versions; "" without any."""
+        names = self.rows.keys() & (self.stored or {}).keys()
+        stored = [(self.stored or {})[name].versions for name in names]
+        now = versions()
+        return ", ".join(
+            f"{package} {'/'.join(sorted(then))}, here {now[package]}"
+            for package in now
+            if (then := {v[package] for v in stored if package in v} - {now[package]})
+        )
 
     def _laxer(self) -> list[str]:
         """Rows whose rules demand less than when they were stored."""
@@ -386,7 +440,7 @@ class Session:
         found = ((name, laxer(row, own)) for name, row, own in pairs if own is not None)
         return [
             f"{_short(name)}: its rules are laxer than those of the stored row ({what}): undo "
-            "that, or record it with `tox -e record`"
+            "that, or record it with `--record`"
             for name, what in found
             if what
         ]

@@ -79,7 +79,8 @@ def session_markdown(rows: Mapping[str, Row], counted: Iterable[Change] = ()) ->
     changes = [_change(name, row) for name, row in rows.items()]
     unknown = sum(row.verdict == "not recorded" for row in rows.values())
     note = f"; {unknown} without a stored figure" if unknown else ""
-    return changes_markdown([*counted, *filter(None, changes)], f"{len(rows)} claims{note}")
+    measured = f"{len(rows)} claims{note}" if rows else "the claims whose work was counted"
+    return changes_markdown([*counted, *filter(None, changes)], measured)
 
 
 def changes_markdown(changes: Iterable[Change], measured: str) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import cache
+from statistics import NormalDist
 from typing import Literal
 
 from mpnn.regression.rows import Accuracy, Row
@@ -36,10 +37,16 @@ class Verdict(StrEnum):
     UNDECIDED = "undecided"
     RECORDED = "recorded"
     NOT_RECORDED = "not recorded"
+    NOT_JUDGED = "not judged"  # other processes used the machine
+    FAILED = "failed"  # accuracy: what is wrong has no speed
 
 
 CHANGED = (Verdict.REGRESSED, Verdict.IMPROVED)
 """Verdicts that count only once a fresh process agrees."""
+
+WEAKER = {"margin": 1, "alpha_pass": 1, "alpha_fail": -1, "pairs": -1, "looks": -1,
+          "budget": -1, "shortest_run": -1}  # fmt: skip
+"""Parts of a rule, and which way each makes it demand less."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,10 @@ class Rule:
                 f"{self.pairs} pairs have no bound at α = {min(self.alpha_fail, self.alpha_pass)}; "
                 f"take {needed} pairs or a larger α"
             )
+
+    def stored(self) -> dict[str, float]:
+        """What a later claim with this id must not fall short of, see `laxer`."""
+        return {name: value for name, value in asdict(self).items() if name in WEAKER}
 
     @property
     def limit(self) -> float:
@@ -150,6 +161,24 @@ def holds(log_ratios: Sequence[float], expected: float, rule: Rule) -> bool:
     return place(*bounds, rule.limit, expected) is Verdict.HOLDS
 
 
+def pooled(rows: Collection[Row], alpha: float) -> tuple[float, float]:
+    """Interval of the shift that rows have in common, each end at `alpha`.
+
+    Their mean, weighted by the inverse square of what the width of each row's interval says its
+    standard error is.
+    """
+    normal = NormalDist()
+    weights, shifts = [], []
+    for row in rows:
+        at, low, high = row.judged
+        z = normal.inv_cdf((1 + (row.confidence or 0.98)) / 2)
+        weights.append((2 * z / max(high - low, 1e-9)) ** 2)
+        shifts.append(at - (row.expected or 0.0))
+    mean = sum(w * d for w, d in zip(weights, shifts, strict=True)) / sum(weights)
+    reach = normal.inv_cdf(1 - alpha) / math.sqrt(sum(weights))
+    return mean - reach, mean + reach
+
+
 @dataclass(frozen=True)
 class Expectation:
     """What a claim is judged against.
@@ -209,12 +238,13 @@ def confirmed(row: Row, again: Row, void: bool, recording: bool) -> Row:
         same = abs(again.judged[0] - row.judged[0]) <= math.log1p(row.margin)
     else:
         same = again.verdict == row.verdict
+    verdict: str = Verdict.UNDECIDED if void or not same else row.verdict
     return replace(
         row,
         first_verdict=row.verdict,
         second_log_ratio=again.judged[0],
         second_verdict=VOID if void else again.verdict,
-        verdict=Verdict.UNDECIDED if void or not same else row.verdict,
+        verdict=verdict if again.accuracy.passed else Verdict.FAILED,
         accuracy=row.accuracy if again.accuracy.passed else again.accuracy,
     )
 
@@ -249,7 +279,7 @@ def outcome(
         return Outcome("failed", reasons[0].removeprefix(": ")) if reasons else Outcome()
     figures = describe(row)
     if row.verdict == Verdict.NOT_RECORDED:
-        text = f"no stored figure to gate its speed against ({figures}): `tox -e record` stores it"
+        text = f"no stored figure to gate its speed against ({figures}): `--record` stores it"
         return Outcome("failed" if known and stored is None else "skipped", text)
     again = (
         f"a fresh process said {math.expm1((row.second_log_ratio or 0) - (row.expected or 0)):+.1%}"
@@ -259,8 +289,8 @@ def outcome(
     if row.verdict == Verdict.IMPROVED:
         return Outcome(
             "failed",
-            f"improved: {figures}; {again}; {who_moved(row, stored)}; if the subject did, `tox -e "
-            "record` keeps the gain",
+            f"improved: {figures}; {again}; {who_moved(row, stored)}; if the subject did, "
+            "`--record` keeps the gain",
         )
     if row.second_verdict == VOID:
         return Outcome(
@@ -268,9 +298,16 @@ def outcome(
             f"{row.first_verdict}, but no fresh process could confirm or refute it: in each the "
             f"reference differed from itself; {figures}",
         )
+    if row.verdict == Verdict.NOT_JUDGED:
+        return Outcome("skipped", f"not judged: {beside_other_work(row)}; {figures}")
     if row.verdict == Verdict.UNDECIDED:
         return Outcome("skipped", f"undecided: {figures}")
     return Outcome()
+
+
+def beside_other_work(row: Row) -> str:
+    """What other processes took of the machine while a row was measured."""
+    return f"other processes used {row.load:.2f} processors meanwhile; close them"
 
 
 def who_moved(row: Row, stored: Row | None) -> str:
@@ -298,8 +335,14 @@ def laxer(row: Row, stored: Row) -> str:
     The rules of a claim are part of what was recorded, so that a margin cannot grow in silence.
     """
     found = []
-    if row.margin > stored.margin + 1e-9 and stored.gate_reference == row.gate_reference:
-        found.append(f"margin {stored.margin:.0%} → {row.margin:.0%}")
+    if stored.gate_reference == row.gate_reference:
+        before_now = {"margin": (stored.margin, row.margin)}  # all that older rows state
+        before_now |= {name: (stored.rule[name], row.rule.get(name, 0.0)) for name in stored.rule}
+        found = [
+            f"{name} {before:g} → {now:g}"
+            for name, (before, now) in before_now.items()
+            if (now - before) * WEAKER.get(name, 0) > 1e-9
+        ]
     for name in ("reference", "workload", "temperature", "gate_reference"):
         before = getattr(stored, name, None) or stored.about.get(name)
         now = getattr(row, name, None) or row.about.get(name)
@@ -330,6 +373,8 @@ def refusals(rows: Mapping[str, Row], accepted: Collection[str] = ()) -> list[st
     """
     reasons = []
     for name, row in rows.items():
+        if row.verdict == Verdict.NOT_JUDGED:
+            reasons.append(f"{name}: {beside_other_work(row)}: the old row stays")
         _, low, high = row.judged
         width = math.expm1(high - low)
         if width > row.margin:

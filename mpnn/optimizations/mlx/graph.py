@@ -7,19 +7,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mpnn import graph
-from mpnn.graph import (
-    CA,
-    DISTANCE_EPS,
-    MAX_OFFSET,
-    NUM_OFFSETS,
-    NUM_RBF,
-    RBF_MAX,
-    RBF_MIN,
-    RBF_SIGMA,
-    C,
-    N,
-)
+from mpnn.config import ATOM_PAIRS, CA, NUM_RBF, RBF_MAX, RBF_MIN, C, N
+from mpnn.graph import DISTANCE_EPS, MAX_OFFSET, NUM_OFFSETS, RBF_SIGMA
 
 
 def with_virtual_cb(X: mx.array) -> mx.array:
@@ -99,7 +88,7 @@ def rbf(D: mx.array) -> mx.array:
 def atom_pair_distances(X: mx.array, E_idx: mx.array, D_neighbors: mx.array) -> mx.array:
     """Distances of the 25 atom pairs of every edge: X [R, 4, 3], the rest [R, K] -> [R, K, 25]."""
     atoms = with_virtual_cb(X)
-    first, second = (mx.array(side) for side in zip(*graph.ATOM_PAIRS[1:], strict=True))
+    first, second = (mx.array(side) for side in zip(*ATOM_PAIRS[1:], strict=True))
     D = distance(atoms[:, first][:, None], atoms[:, second][E_idx])
     return mx.concatenate([D_neighbors[..., None], D], -1)
 

@@ -21,8 +21,8 @@ from typing import TypedDict
 import mlx.core as mx
 from mlx import nn
 
-from mpnn.config import NUM_LETTERS, ModelConfig
-from mpnn.graph import NUM_OFFSETS, NUM_POSITIONAL
+from mpnn.config import NUM_LETTERS, NUM_POSITIONAL, ModelConfig
+from mpnn.graph import NUM_OFFSETS
 from mpnn.model import EDGE_INPUT, FEED_FORWARD, MESSAGE_SCALE, ProteinMPNN
 from mpnn.optimizations.mlx import graph
 from mpnn.optimizations.mlx.metal import Messages, MessageSum, gelu

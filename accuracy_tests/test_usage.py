@@ -1,11 +1,7 @@
 """Counters of the machine: macOS by a stand-in for its C library, Linux by files."""
 
 import ctypes
-import os
-import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -58,37 +54,6 @@ def test_a_refusal_gives_no_figures() -> None:
     """A system call that fails leaves every figure unknown."""
     assert macos_usage(FakeLibc(refused=True)) == Usage()
     assert Usage().performance_share is None
-
-
-def test_other_processes(tmp_path: Path) -> None:
-    """Of what the processors worked, the own CPU time is not other processes'."""
-    stat = tmp_path / "stat"
-    stat.write_text("cpu  100 10 40 5000 7 3 2 8 0 0\ncpu0 1 2\n")
-    ticks = os.sysconf("SC_CLK_TCK")
-    assert usage.busy_seconds(stat) == pytest.approx((100 + 10 + 40 + 3 + 2 + 8) / ticks)
-    assert usage.busy_seconds(tmp_path / "none") is None
-    worked = iter([100.0, 103.0])
-    others = usage.OtherWork(lambda: next(worked))
-    start = time.perf_counter()
-    while time.perf_counter() - start < 0.2:
-        pass
-    found = others.processors()
-    assert found is not None
-    assert 0 < found <= 3 / 0.2
-    assert usage.OtherWork(lambda: None).processors() is None
-
-
-def test_macos_counts_the_ticks_of_all_processors() -> None:
-    """User, kernel and low-priority ticks are work; idle ones are not."""
-
-    def host_statistics(host: int, flavor: int, ticks: ctypes.Array[Any], _: object) -> int:
-        assert (host, flavor) == (7, 3)
-        ticks[:] = [100, 50, 9000, 25]
-        return 0
-
-    libc = SimpleNamespace(mach_host_self=lambda: 7, host_statistics=host_statistics)
-    found = usage._macos_busy_seconds(libc)  # type: ignore[arg-type]
-    assert found == pytest.approx(175 / os.sysconf("SC_CLK_TCK"))
 
 
 def test_the_cost_of_a_run_is_a_difference() -> None:

@@ -6,7 +6,6 @@ planted claims as it can tell apart.
 
 import json
 import math
-import os
 import re
 
 import pytest
@@ -210,23 +209,6 @@ def test_claims_of_an_engine_that_lean_alike_are_red(recorded):
     ended = session(recorded, slow=dict.fromkeys("abc", 1.03), noise=0.05)
     assert ended.code == 1, ended.output
     assert "undecided one by one, and together engine unknown has regressed" in ended.output
-
-
-def test_beside_other_work_no_change_of_speed_counts(project):
-    """What moved while other processes used the machine is not judged, and many such are red."""
-    busy = {"load": str(0.5 * (os.cpu_count() or 1))}
-    ended = session(project, "perf_tests", "-rsf", slow={"a": 1.1}, wrong={"b": True}, **busy)
-    assert ended.code == 1
-    assert verdicts(ended) == dict.fromkeys("abcdefgh", "holds") | {"a": "judged", "b": "failed"}
-    assert "not judged: other processes used" in ended.output
-    assert "accuracy failed" in failure(ended, "b")
-    ended = session(project, slow=dict.fromkeys("abc", 1.1), **busy)
-    assert ended.code == 1, ended.output
-    assert "3 of 8 claims are not judged: other processes used the machine" in ended.output
-    ended = session(project, "perf_tests", "--record", **busy)
-    assert ended.code == 1, ended.output
-    assert "other processes used" in failure(ended, "a")
-    assert len(project.runs()) == 1
 
 
 def test_changed_counters_are_in_the_summary(project):

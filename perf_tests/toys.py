@@ -9,7 +9,6 @@ Those that end in {} are JSON objects: a value for each claim by name.
 - `TOY_NOISE_OF` {}: the same for one claim.
 - `TOY_GATE` {}: true where a claim is gated beside something short, its reference being long.
 - `TOY_WRONG` {}: true when the outputs of the subject are to be wrong.
-- `TOY_LOAD`: processors that other processes use.
 - `TOY_DRIFT`: factor by which the control's first side is slower: a reference unlike itself.
 """
 
@@ -18,21 +17,10 @@ import math
 import os
 import random
 
-from mpnn.regression import session, timing
+from mpnn.regression import session
 from mpnn.regression.rows import Accuracy
 from mpnn.regression.timing import Gate, Side, measure
 from mpnn.regression.verdict import Rule
-
-
-class OtherWork:
-    """What other processes use, whatever runs beside the tests."""
-
-    def processors(self):
-        """As planted, none unless something is."""
-        return float(os.environ.get("TOY_LOAD", "0"))
-
-
-timing.OtherWork = OtherWork
 
 
 class SimulatedClock:

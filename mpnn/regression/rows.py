@@ -58,7 +58,6 @@ class Row:
         gate_log_ratio: median of ln(subject / gate reference); `_low` and `_high` bound it. None
             where the reference itself is the gate's.
         gate_seconds: median of one call of the gate reference.
-        load: processors that other processes used meanwhile; None where the system does not say.
         rule: of the claim, see `verdict.Rule.stored`.
         expected: log-ratio that the row was judged against; None where no figure was stored.
         first_verdict: verdict before a fresh process measured the claim again; "" if none did.
@@ -87,7 +86,6 @@ class Row:
     gate_log_ratio_low: float | None = None
     gate_log_ratio_high: float | None = None
     gate_seconds: float | None = None
-    load: float | None = None
     rule: Mapping[str, float] = field(default_factory=dict)
     expected: float | None = None
     first_verdict: str = ""

@@ -6,7 +6,6 @@ Every way of passing without having gated anything is a problem that is named he
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,9 +41,6 @@ from mpnn.regression.verdict import (
 CONTROL_LOOKS = 2
 PERFORMANCE_CORES = 0.95
 """Share of the CPU time that must be of performance cores, where there are two kinds."""
-
-LOADED = 0.10
-"""Share of the machine's processors that others may use while a claim is measured."""
 
 LEANING = 2
 """Undecided claims of one engine that are judged together."""
@@ -256,7 +252,6 @@ class Session:
             pairs=len(judged.log_ratios),
             looks=judged.looks,
             repeats=judged.repeats,
-            load=judged.load,
             rule=(gate.rule if gate else rule).stored(),
             expected=expected.log_ratio,
         )
@@ -285,12 +280,9 @@ class Session:
         return _short(name) in self.accepted.split(",")
 
     def _settled(self, name: str, row: Row) -> Row:
-        """A row whose verdict takes account of its accuracy, other processes, and earlier rows."""
+        """A row whose verdict takes account of its accuracy and of earlier rows."""
         if not row.accuracy.passed:
             return replace(row, verdict=Verdict.FAILED)
-        loaded = (row.load or 0.0) > LOADED * (os.cpu_count() or 1)
-        if loaded and (self.recording or row.verdict in (*CHANGED, Verdict.UNDECIDED)):
-            return replace(row, verdict=Verdict.NOT_JUDGED)
         return self._crept(name, row)
 
     def _crept(self, name: str, row: Row) -> Row:
@@ -381,18 +373,19 @@ class Session:
         """
         verdicts = [row.verdict for row in self.rows.values() if row.verdict != Verdict.FAILED]
         found = []
-        idle = {Verdict.UNDECIDED, Verdict.NOT_JUDGED}
-        if self.stored is not None:
-            idle.add(Verdict.NOT_RECORDED)
-        if selected and idle >= set(verdicts):
+        idle = (
+            {Verdict.UNDECIDED}
+            if self.stored is None
+            else {Verdict.NOT_RECORDED, Verdict.UNDECIDED}
+        )
+        if selected and (not verdicts or idle >= set(verdicts)):
             found.append("nothing was gated: no claim was decided against a stored figure")
-        for verdict, why in (
-            (Verdict.UNDECIDED, "this machine is too noisy to gate on now"),
-            (Verdict.NOT_JUDGED, "other processes used the machine: close them and run again"),
-        ):
-            count = verdicts.count(verdict)
-            if count > max(1, UNDECIDED_SHARE * len(verdicts)):
-                found.append(f"{count} of {len(verdicts)} claims are {verdict}: {why}")
+        undecided = verdicts.count(Verdict.UNDECIDED)
+        if undecided > max(1, UNDECIDED_SHARE * len(verdicts)):
+            found.append(
+                f"{undecided} of {len(verdicts)} claims are undecided: "
+                f"this machine is too noisy to gate on now"
+            )
         return found + self._leaning() + self._laxer()
 
     def _leaning(self) -> list[str]:

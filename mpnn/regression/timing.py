@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 
-from mpnn.regression.usage import OtherWork, Usage, meter
+from mpnn.regression.usage import Usage, meter
 from mpnn.regression.verdict import Rule, Verdict, holds, interval, judge
 
 Clock = Callable[[], float]
@@ -77,7 +77,6 @@ class PairedTiming:
     verdict: Verdict | None
     cost: dict[str, float]  # of the subject per unit, see `usage`; of what this machine counts
     unseen: float  # quickest call on an input never given before / slowest on a known one
-    load: float | None  # processors that other processes used meanwhile
     outputs: tuple[dict[int, object], dict[int, object]] = field(repr=False, compare=False)
 
     @property
@@ -142,7 +141,6 @@ def measure(
     Returns:
         The timing, with the outputs of the timed calls.
     """
-    others = OtherWork()
     pairs = _Pairs(subject, reference, rule, seed, clock)
     verdict, look, start = None, 0, clock()
     while verdict in (None, Verdict.UNDECIDED):
@@ -157,7 +155,7 @@ def measure(
         low, high = interval(pairs.ratios, rule.alpha_pass)
         if expected is None and high - low < rule.limit:
             break
-    return pairs.timing(look, verdict, others.processors())
+    return pairs.timing(look, verdict)
 
 
 @contextmanager
@@ -192,7 +190,7 @@ class _Pairs:
             self.ratios.append(math.log(self.seconds[0][-1] / self.seconds[1][-1]))
             yield self.ratios[-1]
 
-    def timing(self, looks: int, verdict: Verdict | None, load: float | None) -> PairedTiming:
+    def timing(self, looks: int, verdict: Verdict | None) -> PairedTiming:
         """What was measured so far."""
         return PairedTiming(
             tuple(self.ratios),
@@ -203,7 +201,6 @@ class _Pairs:
             verdict,
             self.runners[0].used.per(self.runners[0].finished),
             self.runners[0].unseen(),
-            load,
             (self.runners[0].outputs, self.runners[1].outputs),
         )
 

@@ -14,7 +14,6 @@ import os
 import platform
 import struct
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -81,41 +80,6 @@ def meter() -> Callable[[], Usage]:
     return lambda: Usage(perf.instructions(), perf.cycles(), rapl.joules())
 
 
-class OtherWork:
-    """Measures what other processes use of the machine from now on.
-
-    Args:
-        busy: returns the seconds that all processors have worked since some moment, or None.
-    """
-
-    def __init__(self, busy: Callable[[], float | None] | None = None) -> None:
-        self._busy = busy or busy_seconds
-        self._start = self._readings()
-
-    def processors(self) -> float | None:
-        """Processors that others used on average; None where the system does not say."""
-        busy, own, wall = self._readings()
-        if busy is None or self._start[0] is None:
-            return None
-        others = busy - self._start[0] - (own - self._start[1])
-        return max(0.0, others / max(wall - self._start[2], 1e-9))
-
-    def _readings(self) -> tuple[float | None, float, float]:
-        times = os.times()
-        return self._busy(), sum(times[:4]), time.perf_counter()
-
-
-def busy_seconds(stat: Path = Path("/proc/stat")) -> float | None:
-    """Seconds that all processors have worked, for whatever process; None where nobody counts."""
-    if sys.platform == "darwin":
-        return _macos_busy_seconds(ctypes.CDLL(None))
-    try:
-        user, nice, system, _, _, *interrupts = map(int, stat.read_text().split(None, 9)[1:9])
-    except (OSError, ValueError):
-        return None
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
-
-
 # --- macOS ----------------------------------------------------------------------------------
 
 RUSAGE_INFO_V6 = 6  # sys/resource.h of macOS 13 and later
@@ -161,19 +125,6 @@ def macos_usage(libc: ctypes.CDLL) -> Usage:
         seconds=(found["user_time"] + found["system_time"]) * tick,
         performance_seconds=(found["user_ptime"] + found["system_ptime"]) * tick,
     )
-
-
-HOST_CPU_LOAD_INFO = 3  # mach/host_info.h: ticks in user space, kernel, idle and at low priority
-
-
-def _macos_busy_seconds(libc: ctypes.CDLL) -> float | None:
-    ticks, count = (ctypes.c_uint32 * 4)(), ctypes.c_uint32(4)
-    libc.mach_host_self.restype = ctypes.c_uint32
-    host = libc.mach_host_self()
-    if libc.host_statistics(host, HOST_CPU_LOAD_INFO, ticks, ctypes.byref(count)):
-        return None
-    user, system, _, nice = ticks
-    return (user + system + nice) / os.sysconf("SC_CLK_TCK")
 
 
 # --- Linux ----------------------------------------------------------------------------------

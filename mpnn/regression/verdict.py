@@ -37,7 +37,6 @@ class Verdict(StrEnum):
     UNDECIDED = "undecided"
     RECORDED = "recorded"
     NOT_RECORDED = "not recorded"
-    NOT_JUDGED = "not judged"  # other processes used the machine
     FAILED = "failed"  # accuracy: what is wrong has no speed
 
 
@@ -298,16 +297,9 @@ def outcome(
             f"{row.first_verdict}, but no fresh process could confirm or refute it: in each the "
             f"reference differed from itself; {figures}",
         )
-    if row.verdict == Verdict.NOT_JUDGED:
-        return Outcome("skipped", f"not judged: {beside_other_work(row)}; {figures}")
     if row.verdict == Verdict.UNDECIDED:
         return Outcome("skipped", f"undecided: {figures}")
     return Outcome()
-
-
-def beside_other_work(row: Row) -> str:
-    """What other processes took of the machine while a row was measured."""
-    return f"other processes used {row.load:.2f} processors meanwhile; close them"
 
 
 def who_moved(row: Row, stored: Row | None) -> str:
@@ -373,8 +365,6 @@ def refusals(rows: Mapping[str, Row], accepted: Collection[str] = ()) -> list[st
     """
     reasons = []
     for name, row in rows.items():
-        if row.verdict == Verdict.NOT_JUDGED:
-            reasons.append(f"{name}: {beside_other_work(row)}: the old row stays")
         _, low, high = row.judged
         width = math.expm1(high - low)
         if width > row.margin:

@@ -54,6 +54,7 @@ class Row:
         gate_log_ratio: median of ln(subject / gate reference); `_low` and `_high` bound it. None
             where the reference itself is the gate's.
         gate_seconds: median of one call of the gate reference.
+        others: cores that other processes used meanwhile; None where the machine does not tell.
         expected: log-ratio that the row was judged against; None where no figure was stored.
         first_verdict: verdict before a fresh process measured the claim again; "" if none did.
         second_log_ratio: what that process measured.
@@ -81,6 +82,7 @@ class Row:
     gate_log_ratio_low: float | None = None
     gate_log_ratio_high: float | None = None
     gate_seconds: float | None = None
+    others: float | None = None
     expected: float | None = None
     first_verdict: str = ""
     second_log_ratio: float | None = None

@@ -23,6 +23,7 @@ from mpnn.regression.timing import (
     garbage_collection_off,
     measure,
 )
+from mpnn.regression.usage import OtherWork, cores_used
 from mpnn.regression.verdict import (
     RECORDING,
     Expectation,
@@ -35,6 +36,9 @@ from mpnn.regression.verdict import (
 )
 
 CONTROL_LOOKS = 2
+PATIENCE = 3.0
+"""Seconds before a claim that was timed beside other work is timed once more."""
+
 PERFORMANCE_CORES = 0.95
 """Share of the CPU time that must be of performance cores, where there are two kinds."""
 
@@ -105,6 +109,7 @@ class Session:
         rows: what this session measured, by test id.
         excused: claims that this machine cannot measure.
         control: the reference against itself.
+        others: processes beside this one; None where nobody watches them.
     """
 
     history: Sequence[Mapping[str, Row]] = ()
@@ -117,6 +122,7 @@ class Session:
     rows: dict[str, Row] = field(default_factory=dict)
     excused: set[str] = field(default_factory=set)
     control: PairedTiming | None = None
+    others: OtherWork | None = None
 
     @classmethod
     def of(
@@ -166,14 +172,16 @@ class Session:
         return Expectation(expected, used, self.recoveries.get(name))
 
     def time_control(self, side: Side, seed: int, clock: Clock) -> None:
-        """Times a side against itself, once a session, by the standard rule."""
-        if self.control is not None:
+        """Times a side against itself by the standard rule, once a session without other work."""
+        if self.control is not None and not self.control.loaded:
             return
         rule = quick(Rule()) if self.quick else Rule(looks=CONTROL_LOOKS)
         if self.recording:
             rule = replace(rule, looks=RECORDING * rule.looks)
         with garbage_collection_off():
-            self.control = measure(side, side, rule, expected=0.0, seed=seed, clock=clock)
+            self.control = self._watched(
+                lambda: measure(side, side, rule, expected=0.0, seed=seed, clock=clock), clock
+            )
 
     def time(
         self,
@@ -192,20 +200,33 @@ class Session:
         """
         expected = self.expectation(name, rule, gate)
         against = None if self.recording else expected.log_ratio
+
+        def judge() -> PairedTiming:
+            beside = gate.side if gate else reference
+            return measure(subject, beside, expected.rule, expected=against, seed=seed, clock=clock)
+
         with garbage_collection_off():
-            judged = measure(
-                subject,
-                gate.side if gate else reference,
-                expected.rule,
-                expected=against,
-                seed=seed,
-                clock=clock,
-            )
+            judged = self._watched(judge, clock)
+            if judged.loaded and self.others is not None:
+                self.others.wait(PATIENCE)
+                judged = self._watched(judge, clock)
             if gate is None:
                 return Timings(judged, judged)
             if not self.recording:
                 return Timings(judged, one_pair(judged, reference, clock))
-            return Timings(judged, measure(subject, reference, rule, seed=seed, clock=clock))
+            shown = self._watched(
+                lambda: measure(subject, reference, rule, seed=seed, clock=clock), clock
+            )
+            return Timings(judged, shown)
+
+    def _watched(self, timed: Callable[[], PairedTiming], clock: Clock) -> PairedTiming:
+        """A timing, and the cores that other processes used meanwhile."""
+        if self.others is None:
+            return timed()
+        before, start = self.others.seconds(), clock()
+        timing = timed()
+        seconds = self.others.seconds() - before
+        return replace(timing, others=cores_used(seconds, clock() - start))
 
     def row(
         self,
@@ -228,7 +249,9 @@ class Session:
             log_ratio_high=high if gate is None else ends[1],
             margin=used.margin,
             subject_seconds=median(judged.subject_seconds),
-            verdict=speed_verdict(judged.verdict, judged.log_ratio, expected, self.recording),
+            verdict=speed_verdict(
+                judged.verdict, judged.log_ratio, expected, self.recording, judged.loaded
+            ),
             accuracy=held_recovery(answered_anew(accuracy, judged), expected.recovery),
             reference_seconds=median(shown.reference_seconds),
             confidence=1 - 2 * used.alpha_pass,
@@ -236,6 +259,7 @@ class Session:
             looks=judged.looks,
             repeats=judged.repeats,
             expected=expected.log_ratio,
+            others=max(judged.others, shown.others or 0.0) if judged.others is not None else None,
         )
         if gate is None:
             return self._crept(name, row)
@@ -273,6 +297,8 @@ class Session:
         ]
         if not self.recording or not earlier or self.accepts(name):
             return row
+        if row.verdict == Verdict.NOT_JUDGED:
+            return row
         for before in (min(earlier), earlier[0]):
             if row.judged[0] > before + math.log1p(row.margin):
                 return replace(row, verdict=Verdict.REGRESSED, expected=before)
@@ -293,6 +319,8 @@ class Session:
                 "the machine in, and leave low-power mode"
             )
         if self.control is None or self.control.verdict is Verdict.HOLDS:
+            return ""
+        if self.control.loaded and not self.recording:  # each claim says whether it was, too
             return ""
         if self.control.verdict is Verdict.UNDECIDED and not self.recording:
             return ""
@@ -349,11 +377,9 @@ class Session:
         """
         verdicts = [row.verdict for row in self.rows.values()]
         found = []
-        idle = (
-            {Verdict.UNDECIDED}
-            if self.stored is None
-            else {Verdict.NOT_RECORDED, Verdict.UNDECIDED}
-        )
+        idle = {Verdict.UNDECIDED, Verdict.NOT_JUDGED}
+        if self.stored is not None:
+            idle.add(Verdict.NOT_RECORDED)
         if selected and (not verdicts or idle >= set(verdicts)):
             found.append("nothing was gated: no claim was decided against a stored figure")
         undecided = verdicts.count(Verdict.UNDECIDED)

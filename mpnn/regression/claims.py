@@ -130,6 +130,9 @@ GATED_LONG = Rule(pairs=20, budget=90.0)
 GATED_OTHER = Rule(margin=0.05, pairs=20)
 """The same for subjects that are mostly other work than matmuls in float32."""
 
+PROCESS = Rule(margin=0.05, pairs=20)
+"""For cold processes, of which many short ones make a timed run."""
+
 _APPLE = "Apple Silicon"
 _ANE = "M3 Pro, Neural Engine"
 _METAL = "M3 Pro, GPU (Metal)"
@@ -208,6 +211,18 @@ CLAIMS: tuple[Claim, ...] = (
           what="one sequence, L=955 in three chains, graph-coloring order on both sides",
           subject="exact-coloured", workload="sample-1x955", reference="baseline-coloured",
           rule=HALF_MINUTE, gate=GATED_OTHER, slow=True),
+    # What people run.
+    Claim(id="design-cold", what="`mpnn design` from a cold process, one sequence, L=106",
+          subject="exact-native", workload="design-cold", rule=SECONDS, gate=PROCESS),
+    Claim(id="import", what="`import mpnn` in a cold process, against `import torch`",
+          subject="exact-native", workload="import", rule=SECONDS, gate=PROCESS),
+    Claim(id="read-pdb-955", what="a PDB file read, L=955, against a regular expression",
+          subject="exact-native", workload="read-pdb-955", rule=OTHER_WORK),
+    Claim(id="read-mmcif-955", what="an mmCIF file read, L=955, against a split into words",
+          subject="exact-native", workload="read-mmcif-955", rule=OTHER_WORK),
+    Claim(id="campaign-20x8", what="20 structure files of 68–144 residues, eight sequences each",
+          subject="exact-native", workload="campaign-20x8", rule=HALF_MINUTE, gate=GATED_LONG,
+          slow=True),
     # Other ways to run the same network, and other networks.
     Claim(id="mlx-fusion",
           what="MLX: mx.compile against single kernel launches, whole pass of 2+2/64, k=12",

@@ -74,7 +74,8 @@ class Claim:
         gate: how it is gated beside the matmuls of its own job, where the reference takes long;
             the reference is timed in recordings alone.
         platform: "any", or the one that its figure is about.
-        slow: takes minutes; measured by recordings and on request.
+        slow: its timed runs take more than a quarter of a second, or its engine long to build;
+            timed by recordings and on request.
         timed_as: id of the claim whose timing this one shares. Subject, workload, reference,
             compare and rule are those of that claim.
     """
@@ -167,13 +168,14 @@ CLAIMS: tuple[Claim, ...] = (
           published=Published(speed="about that", speedup=1.3, recovery="low loss")),
     Claim(id="batching", what="eight proteins of different lengths, one by one to one batch",
           subject="baseline-batch-8", workload="score-8x106", rule=EIGHT, gate=GATED_OTHER,
+          slow=True,
           published=Published(speedup=3, recovery="no loss")),
     Claim(id="pruning+batching", what="2+2/64, batch 8", subject="minimal-batch-8",
-          workload="score-8x106", compare=RECOVERY, rule=EIGHT, gate=GATED_OTHER,
+          workload="score-8x106", compare=RECOVERY, rule=EIGHT, gate=GATED_OTHER, slow=True,
           published=Published(speed="elsewhere 5.5×", speedup=5.79, recovery="no loss",
                               change=0.0)),
     Claim(id="pruning+k30+batching", what="2+2/64, k=30, batch 8", subject="minimal-k30-batch-8",
-          workload="score-8x106", compare=RECOVERY, rule=EIGHT, gate=GATED_OTHER,
+          workload="score-8x106", compare=RECOVERY, rule=EIGHT, gate=GATED_OTHER, slow=True,
           published=Published(speed="about that", speedup=7.5, recovery="minimal loss")),
     Claim(id="target", what="more than 1.5 times the baseline, and 10,000 residues a second",
           timed_as="extreme-v2",
@@ -189,7 +191,7 @@ CLAIMS: tuple[Claim, ...] = (
           target=16),
     Claim(id="exact-score-955", what="teacher-forced score, L=955 in three chains",
           subject="exact-native", workload="score-955", rule=SECONDS, gate=GATED_LONG,
-          target=9.5),
+          slow=True, target=9.5),
     Claim(id="exact-1x955", what="one sequence, L=955 in three chains", subject="exact-native",
           workload="sample-1x955", rule=HALF_MINUTE, gate=GATED_LONG, slow=True, target=19),
     Claim(id="exact-8x955", what="eight sequences, L=955 in three chains", subject="exact-native",
@@ -201,7 +203,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(id="exact-conditional-106", what="conditional scores of 16 residues, L=106",
           subject="exact-native", workload="conditional-106", rule=SECONDS, gate=GATED),
     Claim(id="exact-1x500", what="one sequence, L=500 in two chains", subject="exact-native",
-          workload="sample-1x500", rule=SECONDS, gate=GATED_LONG),
+          workload="sample-1x500", rule=SECONDS, gate=GATED_LONG, slow=True),
     Claim(id="exact-1x2000", what="one sequence, L=2,000 in four chains", subject="exact-native",
           workload="sample-1x2000", rule=HALF_MINUTE, gate=GATED_LONG, slow=True),
     Claim(id="coloured-1x106", what="one sequence, L=106, graph-coloring order on both sides",
@@ -370,6 +372,7 @@ def in_torch(claim: Claim) -> Claim:
         subject="exact-torch",
         target=None,
         gate=GATED_OTHER,
+        slow=claim.workload not in ("sample-1x106", "sample-8x106"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -303,6 +304,12 @@ def backbones(workload: Workload, seed: int) -> list[Backbone]:
     """
     if workload.structure:
         return [read_structure(real_structure(workload.structure))]
+    return list(_synthetic(workload, seed))
+
+
+@functools.lru_cache(maxsize=64)
+def _synthetic(workload: Workload, seed: int) -> list[Backbone]:
+    """The same proteins are of many claims, and are looked at again when outputs are compared."""
     return [
         synthetic_backbone(length, workload.chains, seed * workload.proteins + i)
         for i, length in enumerate(workload.lengths)

@@ -1,12 +1,21 @@
 """Counters of the machine: macOS by a stand-in for its C library, Linux by files."""
 
 import ctypes
+import os
 from pathlib import Path
 
 import pytest
 
 from mpnn.regression import usage
-from mpnn.regression.usage import Energy, Usage, macos_usage, meter
+from mpnn.regression.usage import (
+    Energy,
+    Usage,
+    cores_used,
+    linux_busy,
+    macos_busy,
+    macos_usage,
+    meter,
+)
 
 OFFSETS = {"user_time": 16, "system_time": 24, "instructions": 248, "cycles": 256,
            "user_ptime": 304, "system_ptime": 312, "energy_nj": 336}  # fmt: skip
@@ -100,3 +109,33 @@ def test_this_machine_is_read_without_error() -> None:
     sum(range(100_000))
     for value in vars(read() - before).values():
         assert value is None or value >= 0
+
+
+def test_linux_counts_what_the_machine_has_used() -> None:
+    """User, nice, system and interrupts; neither idle time nor what other machines were given."""
+    tick = os.sysconf("SC_CLK_TCK")
+    stat = f"cpu  {3 * tick} {tick} {2 * tick} 999 999 {tick} {tick} 999 999 999\ncpu0 1 1\n"
+    assert linux_busy(stat) == 8
+
+
+class FakeHost:
+    """`host_statistics` of a Mac."""
+
+    def host_statistics(self, host: int, flavor: int, ticks: object, _: object) -> int:
+        """User, system, idle and nice ticks."""
+        assert (host, flavor) == (7, 3)
+        where = ctypes.cast(ticks, ctypes.POINTER(ctypes.c_uint32))
+        where[0], where[1], where[2], where[3] = 500, 200, 9999, 100
+        return 0
+
+
+def test_macos_counts_what_the_machine_has_used() -> None:
+    """User, system and nice ticks of all cores become seconds."""
+    assert macos_busy(FakeHost(), 7) == 800 / os.sysconf("SC_CLK_TCK")
+
+
+def test_ticks_are_no_load() -> None:
+    """A tick or two of a short timing is no busy core; a busy core is one."""
+    assert cores_used(0.04, 0.1) == 0
+    assert cores_used(-0.01, 1.0) == 0
+    assert cores_used(10.0, 10.0) == 1

@@ -31,8 +31,16 @@ LONG = ("compiled", "onnx", "baseline-batch-8")
 """Subjects that take many seconds to build in each process, or to count."""
 
 
+QUICKLY_COUNTED = (
+    *("exact-score-955", "exact-torch-score-955", "exact-torch-redesign-416", "exact-1x500"),
+    *("pruning+batching", "pruning+k30+batching", "campaign-20x8"),
+)
+"""Claims that are slow to time and not to count."""
+
+
 def marks(claim):
-    return [pytest.mark.slow] if claim.slow or claim.subject in LONG else []
+    slow = claim.slow and claim.id not in QUICKLY_COUNTED
+    return [pytest.mark.slow] if slow or claim.subject in LONG else []
 
 
 @pytest.fixture(scope="module", autouse=True)

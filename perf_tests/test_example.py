@@ -14,6 +14,10 @@ import time, pytest
 @pytest.fixture(scope="session")
 def perf_clock():
     return time.process_time  # other work on this machine does not count
+
+@pytest.fixture(scope="session")
+def perf_load():
+    return None
 """
 
 

@@ -126,6 +126,36 @@ def test_plain_compare_is_gated(recorded):
         assert "regressed" in ended.output
 
 
+def test_other_work_voids_speed_and_nothing_else(recorded):
+    """Beside a busy process no speed is judged, wrong outputs fail, and a summary line says so.
+
+    A session that judged no speed at all is not green.
+    """
+    ended = session(recorded, load=0.8, slow={"a": 1.2}, wrong={"b": True})
+    assert ended.code == 1
+    assert verdicts(ended) == dict.fromkeys("abcdefgh", "judged") | {"b": "failed"}
+    assert "1 failed, 7 skipped" in ended.output
+    assert "7 of 8 claims not judged: other processes used up to 0.80 cores" in ended.output
+    assert "accuracy failed: outputs differ" in failure(ended, "b")
+    assert "nothing was gated" in ended.output
+
+
+def test_other_work_that_ends_is_waited_for(recorded):
+    """A claim is timed once more, and then judged as if nothing had been."""
+    ended = session(recorded, load=0.8, waits="1", slow={"a": 1.2})
+    assert verdicts(ended) == dict.fromkeys("bcdefgh", "holds") | {"a": "regressed"}
+    assert "not judged" not in ended.output
+
+
+def test_a_recording_beside_other_work_is_refused(project):
+    """No row is stored, and each says what used the machine."""
+    runs = len(project.runs())
+    ended = session(project, "perf_tests", "--record", load=0.8)
+    assert ended.code == 1
+    assert "other processes used 0.80 cores while it was timed" in failure(ended, "a")
+    assert len(project.runs()) == runs
+
+
 def test_a_change_that_only_void_processes_saw_is_red(project):
     """Where the control is out of band in every process that could confirm, nothing is settled."""
     project.plant(

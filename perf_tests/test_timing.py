@@ -20,7 +20,7 @@ from mpnn.regression.timing import (
     measure,
     subject_first,
 )
-from mpnn.regression.usage import Usage
+from mpnn.regression.usage import OtherWork, Usage
 from mpnn.regression.verdict import (
     RECORDING,
     Rule,
@@ -29,6 +29,7 @@ from mpnn.regression.verdict import (
     judge,
     place,
     quick,
+    refusals,
     sign_test_bound,
 )
 
@@ -360,15 +361,49 @@ def test_a_session_on_efficiency_cores_is_void(monkeypatch):
     assert "performance cores had 90% of a claim's CPU time" in session.void
 
 
+@pytest.mark.parametrize(
+    ("cores", "waits", "verdict"),
+    [(0.0, 0, "regressed"), (0.1, 0, "regressed"), (0.9, 1, "regressed"), (0.9, 9, "not judged")],
+)
+@pytest.mark.parametrize("recording", [False, True])
+def test_a_claim_beside_other_work_is_not_judged(cores, waits, verdict, recording):
+    """Beside a busy process a claim is timed twice, and neither red nor green nor recorded."""
+    clock, waited = SimulatedClock(0), []
+    work = OtherWork(
+        lambda: cores * clock.now * (len(waited) < waits or cores < 0.9), waited.append
+    )
+    session = Session([{"a": stored(0.0)}], recording=recording, others=work)
+    row = judged(session, Accuracy(True, "equal"), 1.1, clock=clock)
+    assert row.verdict == verdict
+    assert len(waited) == min(waits, 1)
+    refused = any("other processes used 0.9" in reason for reason in refusals({"a": row}))
+    assert refused is (verdict == "not judged")
+
+
+def test_a_control_beside_other_work_voids_nothing():
+    """It is timed again before the next claim; a recording needs one without other work."""
+    clock, cores = SimulatedClock(0), [0.9]
+    work = OtherWork(lambda: cores[0] * clock.now, lambda _: None)
+    for recording in (False, True):
+        session = Session(recording=recording, others=work)
+        cores[0] = 0.9
+        session.time_control(clock.side(0.02), 0, clock)
+        session.control = replace(session.control, verdict=Verdict.REGRESSED)
+        assert bool(session.void) is recording
+        cores[0] = 0.0
+        session.time_control(clock.side(0.02), 0, clock)
+        assert session.void == ""
+
+
 def test_a_row_cut_out_of_the_newest_run_is_missed():
     """Every row of any earlier run of this machine is expected."""
     session = Session([{"a": stored(0.0), "b": stored(0.0)}, {"a": stored(0.0)}], retired={"c"})
     assert set(session.expected_rows) == {"a", "b"}
 
 
-def judged(session, accuracy, ratio=1.0, noise=0.02):
+def judged(session, accuracy, ratio=1.0, noise=0.02, clock=None):
     """The row of claim `a`, whose subject takes `ratio` times as long as its reference."""
-    clock = SimulatedClock(0, noise)
+    clock = clock or SimulatedClock(0, noise)
     timings = session.time("a", clock.side(0.02 * ratio), clock.side(0.02), Rule(), 0, clock)
     return session.row("a", timings, Rule(), accuracy)
 

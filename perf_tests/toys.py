@@ -9,6 +9,7 @@ Those that end in {} are JSON objects: a value for each claim by name.
 - `TOY_NOISE_OF` {}: the same for one claim.
 - `TOY_GATE` {}: true where a claim is gated beside something short, its reference being long.
 - `TOY_WRONG` {}: true when the outputs of the subject are to be wrong.
+- `TOY_LOAD`: cores that other processes use, until a claim has waited `TOY_WAITS` times for it.
 - `TOY_DRIFT`: factor by which the control's first side is slower: a reference unlike itself.
 """
 
@@ -20,6 +21,7 @@ import random
 from mpnn.regression import session
 from mpnn.regression.rows import Accuracy
 from mpnn.regression.timing import Gate, Side, measure
+from mpnn.regression.usage import OtherWork
 from mpnn.regression.verdict import Rule
 
 
@@ -69,6 +71,13 @@ def subject_and_reference(clock, name, confirming):
 def gate_of(clock, name):
     """What a claim is gated beside; None for its reference."""
     return Gate("short", clock.side(0.02), Rule(), floor=0.2) if planted("GATE", name) else None
+
+
+def other_work(clock):
+    """Other processes that use as many cores as is planted, until somebody has waited so often."""
+    load, ends = float(os.environ.get("TOY_LOAD", "0")), int(os.environ.get("TOY_WAITS", "99"))
+    waits = []
+    return OtherWork(lambda: load * clock.now * (len(waits) < ends), waits.append)
 
 
 def plant_drift(clock):

@@ -74,7 +74,8 @@ class Claim:
         gate: how it is gated beside the matmuls of its own job, where the reference takes long;
             the reference is timed in recordings alone.
         platform: "any", or the one that its figure is about.
-        slow: takes minutes; measured by recordings and on request.
+        slow: its timed runs take more than a quarter of a second, or its engine long to build;
+            timed by recordings and on request.
         timed_as: id of the claim whose timing this one shares. Subject, workload, reference,
             compare and rule are those of that claim.
     """
@@ -130,6 +131,9 @@ GATED_LONG = Rule(pairs=20, budget=90.0)
 GATED_OTHER = Rule(margin=0.05, pairs=20)
 """The same for subjects that are mostly other work than matmuls in float32."""
 
+PROCESS = Rule(margin=0.05, pairs=20)
+"""For cold processes, of which many short ones make a timed run."""
+
 _APPLE = "Apple Silicon"
 _ANE = "M3 Pro, Neural Engine"
 _METAL = "M3 Pro, GPU (Metal)"
@@ -164,13 +168,14 @@ CLAIMS: tuple[Claim, ...] = (
           published=Published(speed="about that", speedup=1.3, recovery="low loss")),
     Claim(id="batching", what="eight proteins of different lengths, one by one to one batch",
           subject="baseline-batch-8", workload="score-8x106", rule=EIGHT, gate=GATED_OTHER,
+          slow=True,
           published=Published(speedup=3, recovery="no loss")),
     Claim(id="pruning+batching", what="2+2/64, batch 8", subject="minimal-batch-8",
-          workload="score-8x106", compare=RECOVERY, rule=EIGHT, gate=GATED_OTHER,
+          workload="score-8x106", compare=RECOVERY, rule=EIGHT, gate=GATED_OTHER, slow=True,
           published=Published(speed="elsewhere 5.5×", speedup=5.79, recovery="no loss",
                               change=0.0)),
     Claim(id="pruning+k30+batching", what="2+2/64, k=30, batch 8", subject="minimal-k30-batch-8",
-          workload="score-8x106", compare=RECOVERY, rule=EIGHT, gate=GATED_OTHER,
+          workload="score-8x106", compare=RECOVERY, rule=EIGHT, gate=GATED_OTHER, slow=True,
           published=Published(speed="about that", speedup=7.5, recovery="minimal loss")),
     Claim(id="target", what="more than 1.5 times the baseline, and 10,000 residues a second",
           timed_as="extreme-v2",
@@ -186,7 +191,7 @@ CLAIMS: tuple[Claim, ...] = (
           target=16),
     Claim(id="exact-score-955", what="teacher-forced score, L=955 in three chains",
           subject="exact-native", workload="score-955", rule=SECONDS, gate=GATED_LONG,
-          target=9.5),
+          slow=True, target=9.5),
     Claim(id="exact-1x955", what="one sequence, L=955 in three chains", subject="exact-native",
           workload="sample-1x955", rule=HALF_MINUTE, gate=GATED_LONG, slow=True, target=19),
     Claim(id="exact-8x955", what="eight sequences, L=955 in three chains", subject="exact-native",
@@ -198,7 +203,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(id="exact-conditional-106", what="conditional scores of 16 residues, L=106",
           subject="exact-native", workload="conditional-106", rule=SECONDS, gate=GATED),
     Claim(id="exact-1x500", what="one sequence, L=500 in two chains", subject="exact-native",
-          workload="sample-1x500", rule=SECONDS, gate=GATED_LONG),
+          workload="sample-1x500", rule=SECONDS, gate=GATED_LONG, slow=True),
     Claim(id="exact-1x2000", what="one sequence, L=2,000 in four chains", subject="exact-native",
           workload="sample-1x2000", rule=HALF_MINUTE, gate=GATED_LONG, slow=True),
     Claim(id="coloured-1x106", what="one sequence, L=106, graph-coloring order on both sides",
@@ -208,6 +213,18 @@ CLAIMS: tuple[Claim, ...] = (
           what="one sequence, L=955 in three chains, graph-coloring order on both sides",
           subject="exact-coloured", workload="sample-1x955", reference="baseline-coloured",
           rule=HALF_MINUTE, gate=GATED_OTHER, slow=True),
+    # What people run.
+    Claim(id="design-cold", what="`mpnn design` from a cold process, one sequence, L=106",
+          subject="exact-native", workload="design-cold", rule=SECONDS, gate=PROCESS),
+    Claim(id="import", what="`import mpnn` in a cold process, against `import torch`",
+          subject="exact-native", workload="import", rule=SECONDS, gate=PROCESS),
+    Claim(id="read-pdb-955", what="a PDB file read, L=955, against a regular expression",
+          subject="exact-native", workload="read-pdb-955", rule=OTHER_WORK),
+    Claim(id="read-mmcif-955", what="an mmCIF file read, L=955, against a split into words",
+          subject="exact-native", workload="read-mmcif-955", rule=OTHER_WORK),
+    Claim(id="campaign-20x8", what="20 structure files of 68–144 residues, eight sequences each",
+          subject="exact-native", workload="campaign-20x8", rule=HALF_MINUTE, gate=GATED_LONG,
+          slow=True),
     # Other ways to run the same network, and other networks.
     Claim(id="mlx-fusion",
           what="MLX: mx.compile against single kernel launches, whole pass of 2+2/64, k=12",
@@ -355,6 +372,7 @@ def in_torch(claim: Claim) -> Claim:
         subject="exact-torch",
         target=None,
         gate=GATED_OTHER,
+        slow=claim.workload not in ("sample-1x106", "sample-8x106"),
     )
 
 

@@ -42,7 +42,7 @@ code that it traces for the first time: they depend on which claims were counted
 
 THREADS_MARGIN = 0.10
 
-OF_PYTHON = ("host_peak_bytes", "lines")
+OF_PYTHON = ("host_peak_bytes", "lines", "modules")
 """Counters that depend on the version of Python."""
 
 PORTABLE_MARGIN = 0.02

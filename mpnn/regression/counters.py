@@ -15,6 +15,7 @@ conversions, compilations and buffers that are kept belong to no job.
 | `host_peak_bytes` | most bytes at once of numpy arrays and Python objects (tracemalloc)        |
 | `launches`        | of MLX kernels, read from its graphs                                       |
 | `nodes`           | of ONNX graphs, as executed                                                |
+| `modules`         | imported by a cold process for its job                                     |
 | `lines`           | of this package's Python code, as executed                                 |
 | `threads`         | CPU time of the process over that of its busiest thread                    |
 
@@ -39,6 +40,7 @@ from typing import Any
 
 from torch.autograd.profiler import profile
 
+from mpnn.regression import jobs
 from mpnn.regression.claims import Claim
 from mpnn.regression.counted_engines import Counters, counting
 from mpnn.regression.workloads import WORKLOADS, backbones, side
@@ -82,6 +84,8 @@ def count(claim: Claim) -> Counters:
         InputError: a package or a device is missing, or not used.
     """
     variant, workload = find_variant(claim.subject), WORKLOADS[claim.workload]
+    if workload.job in (jobs.COLD, jobs.IMPORT):
+        return {"modules": jobs.modules(workload.job, [backbones(workload, 0)])}
     with counting(variant.engine) as work:
         call = side(variant, workload, [backbones(workload, 0)]).call
         found = measure(partial(call, 0), work)

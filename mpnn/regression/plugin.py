@@ -26,15 +26,18 @@ from mpnn.regression.session import Check, Session, require_committed
 from mpnn.regression.tables import (
     Change,
     moved,
+    not_judged,
     only_changed,
     session_markdown,
     session_table,
 )
 from mpnn.regression.timing import Clock, Gate, PairedTiming, Side
+from mpnn.regression.usage import OtherWork, other_work
 from mpnn.regression.verdict import (
     CHANGED,
     Outcome,
     Rule,
+    Verdict,
     confirmed,
     outcome,
     refusals,
@@ -214,16 +217,27 @@ def perf_control() -> Side | None:
     return None
 
 
+@pytest.fixture(scope="session")
+def perf_load() -> OtherWork | None:
+    """The processes beside this one, whose work voids a timing; None watches none."""
+    return other_work()
+
+
 ClaimFixture = Callable[..., PairedTiming]
 
 
 @pytest.fixture
 def claim(
-    benchmark: Any, request: pytest.FixtureRequest, perf_clock: Clock, perf_control: Side | None
+    benchmark: Any,
+    request: pytest.FixtureRequest,
+    perf_clock: Clock,
+    perf_control: Side | None,
+    perf_load: OtherWork | None,
 ) -> ClaimFixture:
     """`claim(subject, reference, accuracy=, rule=, about=, gate=)` times, checks and judges."""
     config, name = request.config, request.node.nodeid
     session = config.stash[GATE]
+    session.others = perf_load
 
     def run(
         subject: Side,
@@ -270,10 +284,12 @@ def _confirm(config: pytest.Config, name: str, row: Row) -> Row:
         for _ in range(CONFIRMATIONS):
             again = machine.fresh_row(config, name)
             void = again.pop("void")
-            if not void:
+            if not void and again["verdict"] != Verdict.NOT_JUDGED:
                 break
     except InputError as error:
         pytest.fail(str(error), False)
+    if again["verdict"] == Verdict.NOT_JUDGED:
+        return replace(row, verdict=Verdict.NOT_JUDGED, others=again["others"])
     return confirmed(row, Row.of(again), bool(void), config.stash[GATE].recording)
 
 
@@ -408,6 +424,8 @@ def pytest_terminal_summary(
     counted = config.stash.get(COUNTED, None)
     if gate.rows or counted is not None:
         _write_summary(config, session_markdown(gate.rows, counted or ()), problems)
+    if said := not_judged(gate.rows):
+        terminalreporter.write_line(said, yellow=True)
     if gate.rows and not gate.recording:
         _say_what_was_not_judged(terminalreporter, gate, config.stash[COLLECTED])
     found = config.stash.get(MOVED, [])

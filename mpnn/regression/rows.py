@@ -59,6 +59,7 @@ class Row:
             where the reference itself is the gate's.
         gate_seconds: median of one call of the gate reference.
         rule: of the claim, see `verdict.Rule.stored`.
+        others: cores that other processes used meanwhile; None where the machine does not tell.
         expected: log-ratio that the row was judged against; None where no figure was stored.
         first_verdict: verdict before a fresh process measured the claim again; "" if none did.
         second_log_ratio: what that process measured.
@@ -87,6 +88,7 @@ class Row:
     gate_log_ratio_high: float | None = None
     gate_seconds: float | None = None
     rule: Mapping[str, float] = field(default_factory=dict)
+    others: float | None = None
     expected: float | None = None
     first_verdict: str = ""
     second_log_ratio: float | None = None

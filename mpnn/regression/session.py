@@ -24,6 +24,7 @@ from mpnn.regression.timing import (
     garbage_collection_off,
     measure,
 )
+from mpnn.regression.usage import OtherWork, cores_used
 from mpnn.regression.verdict import (
     CHANGED,
     RECORDING,
@@ -39,6 +40,9 @@ from mpnn.regression.verdict import (
 )
 
 CONTROL_LOOKS = 2
+PATIENCE = 3.0
+"""Seconds before a claim that was timed beside other work is timed once more."""
+
 PERFORMANCE_CORES = 0.95
 """Share of the CPU time that must be of performance cores, where there are two kinds."""
 
@@ -121,6 +125,7 @@ class Session:
         rows: what this session measured, by test id.
         excused: claims that this machine cannot measure.
         control: the reference against itself.
+        others: processes beside this one; None where nobody watches them.
     """
 
     history: Sequence[Mapping[str, Row]] = ()
@@ -133,6 +138,7 @@ class Session:
     rows: dict[str, Row] = field(default_factory=dict)
     excused: set[str] = field(default_factory=set)
     control: PairedTiming | None = None
+    others: OtherWork | None = None
 
     @classmethod
     def of(
@@ -182,14 +188,16 @@ class Session:
         return Expectation(expected, used, self.recoveries.get(name))
 
     def time_control(self, side: Side, seed: int, clock: Clock) -> None:
-        """Times a side against itself, once a session, by the standard rule."""
-        if self.control is not None:
+        """Times a side against itself by the standard rule, once a session without other work."""
+        if self.control is not None and not self.control.loaded:
             return
         rule = quick(Rule()) if self.quick else Rule(looks=CONTROL_LOOKS)
         if self.recording:
             rule = replace(rule, looks=RECORDING * rule.looks)
         with garbage_collection_off():
-            self.control = measure(side, side, rule, expected=0.0, seed=seed, clock=clock)
+            self.control = self._watched(
+                lambda: measure(side, side, rule, expected=0.0, seed=seed, clock=clock), clock
+            )
 
     def time(
         self,
@@ -208,20 +216,33 @@ class Session:
         """
         expected = self.expectation(name, rule, gate)
         against = None if self.recording else expected.log_ratio
+
+        def judge() -> PairedTiming:
+            beside = gate.side if gate else reference
+            return measure(subject, beside, expected.rule, expected=against, seed=seed, clock=clock)
+
         with garbage_collection_off():
-            judged = measure(
-                subject,
-                gate.side if gate else reference,
-                expected.rule,
-                expected=against,
-                seed=seed,
-                clock=clock,
-            )
+            judged = self._watched(judge, clock)
+            if judged.loaded and self.others is not None:
+                self.others.wait(PATIENCE)
+                judged = self._watched(judge, clock)
             if gate is None:
                 return Timings(judged, judged)
             if not self.recording:
                 return Timings(judged, one_pair(judged, reference, clock))
-            return Timings(judged, measure(subject, reference, rule, seed=seed, clock=clock))
+            shown = self._watched(
+                lambda: measure(subject, reference, rule, seed=seed, clock=clock), clock
+            )
+            return Timings(judged, shown)
+
+    def _watched(self, timed: Callable[[], PairedTiming], clock: Clock) -> PairedTiming:
+        """A timing, and the cores that other processes used meanwhile."""
+        if self.others is None:
+            return timed()
+        before, start = self.others.seconds(), clock()
+        timing = timed()
+        seconds = self.others.seconds() - before
+        return replace(timing, others=cores_used(seconds, clock() - start))
 
     def row(
         self,
@@ -245,7 +266,9 @@ class Session:
             log_ratio_high=high if gate is None else ends[1],
             margin=used.margin,
             subject_seconds=median(judged.subject_seconds),
-            verdict=speed_verdict(judged.verdict, judged.log_ratio, expected, self.recording),
+            verdict=speed_verdict(
+                judged.verdict, judged.log_ratio, expected, self.recording, judged.loaded
+            ),
             accuracy=held_recovery(checked, expected.recovery),
             reference_seconds=median(shown.reference_seconds),
             confidence=1 - 2 * used.alpha_pass,
@@ -254,6 +277,7 @@ class Session:
             repeats=judged.repeats,
             rule=(gate.rule if gate else rule).stored(),
             expected=expected.log_ratio,
+            others=max(judged.others, shown.others or 0.0) if judged.others is not None else None,
         )
         if gate is None:
             return self._settled(name, row)
@@ -297,6 +321,8 @@ class Session:
         ]
         if not self.recording or not earlier or self.accepts(name):
             return row
+        if row.verdict == Verdict.NOT_JUDGED:
+            return row
         for before in (min(earlier), earlier[0]):
             if row.judged[0] > before + math.log1p(row.margin):
                 return replace(row, verdict=Verdict.REGRESSED, expected=before)
@@ -317,6 +343,8 @@ class Session:
                 "the machine in, and leave low-power mode"
             )
         if self.control is None or self.control.verdict is Verdict.HOLDS:
+            return ""
+        if self.control.loaded and not self.recording:  # each claim says whether it was, too
             return ""
         if self.control.verdict is Verdict.UNDECIDED and not self.recording:
             return ""
@@ -373,19 +401,18 @@ class Session:
         """
         verdicts = [row.verdict for row in self.rows.values() if row.verdict != Verdict.FAILED]
         found = []
-        idle = (
-            {Verdict.UNDECIDED}
-            if self.stored is None
-            else {Verdict.NOT_RECORDED, Verdict.UNDECIDED}
-        )
+        idle = {Verdict.UNDECIDED, Verdict.NOT_JUDGED}
+        if self.stored is not None:
+            idle.add(Verdict.NOT_RECORDED)
         if selected and (not verdicts or idle >= set(verdicts)):
             found.append("nothing was gated: no claim was decided against a stored figure")
-        undecided = verdicts.count(Verdict.UNDECIDED)
-        if undecided > max(1, UNDECIDED_SHARE * len(verdicts)):
-            found.append(
-                f"{undecided} of {len(verdicts)} claims are undecided: "
-                f"this machine is too noisy to gate on now"
-            )
+        for verdict, why in (
+            (Verdict.UNDECIDED, "this machine is too noisy to gate on now"),
+            (Verdict.NOT_JUDGED, "other processes use this machine: close them and run again"),
+        ):
+            count = verdicts.count(verdict)
+            if count > max(1, UNDECIDED_SHARE * len(verdicts)):
+                found.append(f"{count} of {len(verdicts)} claims are {verdict}: {why}")
         return found + self._leaning() + self._laxer()
 
     def _leaning(self) -> list[str]:

@@ -79,8 +79,21 @@ def session_markdown(rows: Mapping[str, Row], counted: Iterable[Change] = ()) ->
     changes = [_change(name, row) for name, row in rows.items()]
     unknown = sum(row.verdict == "not recorded" for row in rows.values())
     note = f"; {unknown} without a stored figure" if unknown else ""
+    if said := not_judged(rows):
+        note += f"; {said}"
     measured = f"{len(rows)} claims{note}" if rows else "the claims whose work was counted"
     return changes_markdown([*counted, *filter(None, changes)], measured)
+
+
+def not_judged(rows: Mapping[str, Row]) -> str:
+    """How many claims were timed beside other work, so that no verdict counts; "" if none."""
+    found = [row.others or 0.0 for row in rows.values() if row.verdict == "not judged"]
+    if not found:
+        return ""
+    return (
+        f"{len(found)} of {len(rows)} claims not judged: other processes used up to "
+        f"{max(found):.2f} cores; close them and run again"
+    )
 
 
 def changes_markdown(changes: Iterable[Change], measured: str) -> str:

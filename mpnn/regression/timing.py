@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 
-from mpnn.regression.usage import Usage, meter
+from mpnn.regression.usage import LOADED, Usage, meter
 from mpnn.regression.verdict import Rule, Verdict, holds, interval, judge
 
 Clock = Callable[[], float]
@@ -78,6 +78,7 @@ class PairedTiming:
     cost: dict[str, float]  # of the subject per unit, see `usage`; of what this machine counts
     unseen: float  # quickest call on an input never given before / slowest on a known one
     outputs: tuple[dict[int, object], dict[int, object]] = field(repr=False, compare=False)
+    others: float | None = None  # cores that other processes used meanwhile, if that is known
 
     @property
     def log_ratio(self) -> float:
@@ -88,6 +89,11 @@ class PairedTiming:
     def cached(self) -> bool:
         """Whether the subject takes longer for inputs that it has never seen."""
         return self.unseen > CACHED
+
+    @property
+    def loaded(self) -> bool:
+        """Whether other processes used so much of the machine that the ratio says nothing."""
+        return (self.others or 0.0) > LOADED
 
     @property
     def speedup(self) -> float:

@@ -5,6 +5,9 @@ owner pays. macOS gives all of it for the own process without privileges (`proc_
 gives instructions and cycles where `perf_event_open` is allowed, and the energy of the whole
 processor where RAPL is readable; virtual machines mostly hide both. A figure that the machine does
 not give is None.
+
+Other processes are seen too: what they leave of caches and memory bandwidth slows engines and gate
+references unequally, so that no ratio measured beside them is judged.
 """
 
 from __future__ import annotations
@@ -12,14 +15,22 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import struct
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
 RAPL = Path("/sys/class/powercap")
+
+LOADED = 0.15
+"""Cores that other processes may use beside a timing."""
+
+TICKS = 0.05
+"""Seconds that are no load: kernels count a machine's time in ticks of 10 ms on each core."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,44 @@ def meter() -> Callable[[], Usage]:
     return lambda: Usage(perf.instructions(), perf.cycles(), rapl.joules())
 
 
+@dataclass(frozen=True)
+class OtherWork:
+    """What other processes do beside this one.
+
+    Attributes:
+        seconds: CPU seconds that they have used since some moment in the past.
+        wait: lets some seconds pass, in the hope that they end.
+    """
+
+    seconds: Callable[[], float]
+    wait: Callable[[float], None] = time.sleep
+
+
+def other_work() -> OtherWork | None:
+    """Other processes of this machine, or container; None where the machine does not tell.
+
+    What this process and its finished children used is taken off what the machine has used.
+    """
+    if sys.platform == "darwin":
+        libc = ctypes.CDLL(None)
+        host = libc.mach_host_self()
+        return OtherWork(lambda: macos_busy(libc, host) - own_seconds())
+    if sys.platform == "linux":
+        return OtherWork(lambda: linux_busy(STAT.read_text()) - own_seconds())
+    return None
+
+
+def cores_used(seconds: float, wall: float) -> float:
+    """Cores that were busy for these CPU seconds of a wall time; 0 within `TICKS`."""
+    return seconds / wall if seconds > TICKS else 0.0
+
+
+def own_seconds() -> float:
+    """CPU seconds of this process and of its finished children."""
+    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in found)
+
+
 # --- macOS ----------------------------------------------------------------------------------
 
 RUSAGE_INFO_V6 = 6  # sys/resource.h of macOS 13 and later
@@ -92,6 +141,10 @@ _COUNTERS = {  # place among the structure's 64-bit counters
     "system_ptime": 37,
     "energy_nj": 40,
 }
+
+
+HOST_CPU_LOAD_INFO = 3  # mach/host_info.h: ticks of all cores, user, system, idle, nice
+HOST_CPU_LOAD_INFO_COUNT = 4
 
 
 class _RusageInfo(ctypes.Structure):
@@ -127,11 +180,36 @@ def macos_usage(libc: ctypes.CDLL) -> Usage:
     )
 
 
+def macos_busy(libc: ctypes.CDLL, host: int) -> float:
+    """CPU seconds that the whole machine has used, from `host_statistics`.
+
+    Args:
+        libc: a library with `host_statistics`.
+        host: port of the machine.
+    """
+    ticks = (ctypes.c_uint32 * HOST_CPU_LOAD_INFO_COUNT)()
+    count = ctypes.c_uint32(HOST_CPU_LOAD_INFO_COUNT)
+    libc.host_statistics(host, HOST_CPU_LOAD_INFO, ctypes.byref(ticks), ctypes.byref(count))
+    user, system, _, nice = ticks
+    return (user + system + nice) / os.sysconf("SC_CLK_TCK")
+
+
 # --- Linux ----------------------------------------------------------------------------------
+
+STAT = Path("/proc/stat")
 
 PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _CYCLES, _INSTRUCTIONS = 0, 1  # PERF_COUNT_HW_*
 _INHERIT, _NO_KERNEL, _NO_HYPERVISOR = 1 << 1, 1 << 5, 1 << 6
+
+
+def linux_busy(stat: str) -> float:
+    """CPU seconds that the whole machine has used, from the text of /proc/stat.
+
+    What a hypervisor gives to other machines (steal) is no work of this one.
+    """
+    user, nice, system, _, _, irq, softirq = map(int, stat.split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 class LinuxCounters:

@@ -17,6 +17,7 @@ from statistics import NormalDist
 from typing import Literal
 
 from mpnn.regression.rows import Accuracy, Row
+from mpnn.regression.usage import LOADED
 
 RECOVERY_MARGIN = 0.5
 """Points of recovery that a network may lose against the one that was recorded."""
@@ -38,6 +39,7 @@ class Verdict(StrEnum):
     RECORDED = "recorded"
     NOT_RECORDED = "not recorded"
     FAILED = "failed"  # accuracy: what is wrong has no speed
+    NOT_JUDGED = "not judged"  # timed beside other work
 
 
 CHANGED = (Verdict.REGRESSED, Verdict.IMPROVED)
@@ -194,7 +196,11 @@ class Expectation:
 
 
 def speed_verdict(
-    found: Verdict | None, log_ratio: float, expected: Expectation, recording: bool
+    found: Verdict | None,
+    log_ratio: float,
+    expected: Expectation,
+    recording: bool,
+    loaded: bool = False,
 ) -> Verdict:
     """Verdict on speed.
 
@@ -205,7 +211,10 @@ def speed_verdict(
         log_ratio: measured d.
         expected: what it is judged against.
         recording: whether this session records.
+        loaded: whether other processes used the machine meanwhile.
     """
+    if loaded and expected.log_ratio is not None:
+        return Verdict.NOT_JUDGED
     if recording:
         if expected.log_ratio is None:
             return Verdict.RECORDED
@@ -277,6 +286,8 @@ def outcome(
         reasons = refusals({"": row}, {""} if accepted else ())
         return Outcome("failed", reasons[0].removeprefix(": ")) if reasons else Outcome()
     figures = describe(row)
+    if row.verdict == Verdict.NOT_JUDGED:
+        return Outcome("skipped", f"not judged: {beside(row)}; {figures}")
     if row.verdict == Verdict.NOT_RECORDED:
         text = f"no stored figure to gate its speed against ({figures}): `--record` stores it"
         return Outcome("failed" if known and stored is None else "skipped", text)
@@ -300,6 +311,11 @@ def outcome(
     if row.verdict == Verdict.UNDECIDED:
         return Outcome("skipped", f"undecided: {figures}")
     return Outcome()
+
+
+def beside(row: Row) -> str:
+    """What ran beside a row's timing, in words."""
+    return f"other processes used {row.others or 0.0:.2f} cores"
 
 
 def who_moved(row: Row, stored: Row | None) -> str:
@@ -371,6 +387,11 @@ def refusals(rows: Mapping[str, Row], accepted: Collection[str] = ()) -> list[st
             reasons.append(
                 f"{name}: interval of {width:.1%} is wider than the margin of {row.margin:.0%}: "
                 f"this machine is too noisy now"
+            )
+        if (row.others or 0.0) > LOADED:
+            reasons.append(
+                f"{name}: {beside(row)} while it was timed, and {LOADED} are allowed: close them "
+                "and record it again"
             )
         if not row.accuracy.passed:
             reasons.append(f"{name}: accuracy failed, {row.accuracy.text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from mpnn.backbone import Backbone
 from mpnn.config import NUM_LETTERS, ModelConfig
 from mpnn.flat import Flat
 from mpnn.optimizations import Engine
+from mpnn.regression import jobs
 from mpnn.regression.claims import Claim, Compare, apple_silicon
 from mpnn.regression.matmuls import PlainMatmuls, bound, exact_matmuls, parts
 from mpnn.regression.outputs import (
@@ -60,6 +62,7 @@ class Workload:
         rules: "tied" (the halves of the chain share their types), "biased" (each residue has a
             bias of its own), or "conditional" (scores, in each of `CONDITIONAL` passes another
             residue sees all others).
+        job: "" for the engine's own calls, or a job of `mpnn.regression.jobs`.
     """
 
     proteins: int = 1
@@ -71,6 +74,7 @@ class Workload:
     structure: str = ""
     neighbors: bool = False
     rules: str = ""
+    job: str = ""
 
     @property
     def lengths(self) -> list[int]:
@@ -99,6 +103,11 @@ WORKLOADS: dict[str, Workload] = {
     "neighbors-500": Workload(length=500, chains=2, neighbors=True),
     "neighbors-1000": Workload(length=1000, chains=3, neighbors=True),
     "neighbors-2000": Workload(length=2000, chains=4, neighbors=True),
+    "design-cold": Workload(samples=1, job=jobs.COLD),
+    "import": Workload(job=jobs.IMPORT),
+    "read-pdb-955": Workload(length=955, chains=3, job="pdb"),
+    "read-mmcif-955": Workload(length=955, chains=3, job="cif"),
+    "campaign-20x8": Workload(proteins=20, spread=4, samples=8, job=jobs.CAMPAIGN),
 }
 
 
@@ -159,10 +168,15 @@ def sides(claim: Claim) -> tuple[Side, Side]:
 
 
 def gate(claim: Claim) -> Gate | None:
-    """The matmuls of the subject's own job alone, by which a claim is gated; None for others."""
+    """What a claim is gated beside where that is not its reference; None where it is.
+
+    The matmuls of the subject's own job alone, or for a cold process another one.
+    """
     if claim.gate is None:
         return None
     workload, config = WORKLOADS[claim.workload], find_variant(claim.subject).config
+    if workload.job in (jobs.COLD, jobs.IMPORT):
+        return Gate("numpy imported", Side(jobs.plain_python), claim.gate)
     assert isinstance(config, ModelConfig)  # no claim about another kind of network has a gate
     samples = max(1, workload.samples) if config.autoregressive else 1
     if workload.rules == "conditional":
@@ -174,6 +188,9 @@ def gate(claim: Claim) -> Gate | None:
 
 def side(variant: Variant, workload: Workload, inputs: Sequence[Sequence[Backbone]]) -> Side:
     """One variant on one workload: call(i) finishes input i, in the variant's batches."""
+    if workload.job:
+        done = jobs.call(workload.job, variant.engine, inputs, workload.samples)
+        return Side(done, units=workload.proteins)
     engine: Any = variant.load()
     if variant.engine == "coreml":
         for length in set(workload.lengths):
@@ -198,12 +215,13 @@ def about(claim: Claim) -> dict[str, object]:
     """What a stored row says besides its measurement."""
     variant = find_variant(claim.subject)
     card = variant.card if claim.compare is Compare.RECOVERY else None
+    beside = jobs.NO_ENGINE.get(WORKLOADS[claim.workload].job)
     return {
         "claim": claim.id,
         "workload": claim.workload,
-        "engine": variant.engine,
+        "engine": "none" if beside else variant.engine,
         "device": device_of(variant, apple_silicon()),
-        "reference": claim.reference,
+        "reference": beside or claim.reference,
         "temperature": TEMPERATURE,
         "target": claim.target,
         "recovery_how": card["measured"]["how"] if card else "",
@@ -228,6 +246,8 @@ def exact_details(claim: Claim) -> dict[str, object]:
     """Bound and parts of a job of the exact engine, see `matmuls`; {} for other rows."""
     workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
     forms = ("exact-native", "exact-torch")
+    if workload.job:
+        return {}
     if variant.engine not in forms or not isinstance(variant.config, ModelConfig):
         return {}
     samples = max(1, workload.samples) if variant.config.autoregressive else 1
@@ -293,6 +313,12 @@ def backbones(workload: Workload, seed: int) -> list[Backbone]:
     """
     if workload.structure:
         return [read_structure(real_structure(workload.structure))]
+    return list(_synthetic(workload, seed))
+
+
+@functools.lru_cache(maxsize=64)
+def _synthetic(workload: Workload, seed: int) -> list[Backbone]:
+    """The same proteins are of many claims, and are looked at again when outputs are compared."""
     return [
         synthetic_backbone(length, workload.chains, seed * workload.proteins + i)
         for i, length in enumerate(workload.lengths)
@@ -319,6 +345,8 @@ def accuracy(claim: Claim, timing: PairedTiming) -> Accuracy:
     """
     workload = WORKLOADS[claim.workload]
     subject, reference = cast("tuple[Outputs, Outputs]", timing.outputs)
+    if workload.job:
+        return jobs.accuracy(workload.job, subject, reference)
     shared = sorted(subject.keys() & reference.keys())
     if workload.neighbors:
         return same_neighbors(

@@ -21,7 +21,7 @@ HELPERS = ROOT / "perf_tests"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "pytest_benchmark.plugin"]
 TEST_FILE = """
 import pytest
-from toys import SimulatedClock, gate_of, names, plant_drift, same_outputs
+from toys import SimulatedClock, gate_of, names, other_work, plant_drift, same_outputs
 from toys import subject_and_reference
 
 CLOCK = SimulatedClock(0)
@@ -30,6 +30,10 @@ plant_drift(CLOCK)
 @pytest.fixture(scope="session")
 def perf_clock():
     return CLOCK
+
+@pytest.fixture(scope="session")
+def perf_load():
+    return other_work(CLOCK)
 
 @pytest.mark.parametrize("name", names())
 def test_claim(claim, name, request):

@@ -185,7 +185,7 @@ def _plain_pass(text: str) -> Arrays:
         atoms = (line.split() for line in text.splitlines() if line.startswith("ATOM"))
         found = [fields[x : x + 3] for fields in atoms if fields[name] in ATOMS]
     else:
-        found = [match.groups() for match in PDB_ATOM.finditer(text)]
+        found = [list(match.groups()) for match in PDB_ATOM.finditer(text)]
     xyz = [[float(value) for value in values] for values in found]
     return [np.array(xyz, dtype=np.float32).reshape(-1, len(ATOMS), 3)]
 

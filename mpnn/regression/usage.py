@@ -113,7 +113,7 @@ def other_work() -> OtherWork | None:
         libc = ctypes.CDLL(None)
         host = libc.mach_host_self()
         return OtherWork(lambda: macos_busy(libc, host) - own_seconds())
-    if sys.platform == "linux":
+    if STAT.is_file():
         return OtherWork(lambda: linux_busy(STAT.read_text()) - own_seconds())
     return None
 

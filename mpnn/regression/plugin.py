@@ -447,6 +447,8 @@ def _is_claim(item: pytest.Item) -> bool:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
+    if sys.platform == "darwin":
+        yield "macOS", f"{machine.macos_version()} {machine.said('sysctl', '-n', 'kern.osversion')}"
     for name in REPORTED_VERSIONS:
         try:
             yield name, version(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.model import ProteinMPNN
 from mpnn.optimizations import ENGINES, Engine, load_engine
+from mpnn.optimizations.native import toolchain
 from mpnn.sampling import Constraints, Job, Key, Samples, make_job
 from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import formula_weights
@@ -117,7 +117,7 @@ def _engine_of(name: str, dtype: str, config: ModelConfig) -> Engine:
 
 def traced(model: ProteinMPNN) -> Engine:
     """torch.compile with what it traced run by torch itself: same programs, built in no time."""
-    if not (shutil.which("g++") or shutil.which("clang++")):
+    if not (toolchain.runs("g++") or toolchain.runs("clang++")):
         pytest.skip("no C++ compiler")
     from mpnn.optimizations.compiled import CompiledEngine
 

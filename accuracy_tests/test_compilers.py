@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from engine_cases import STRUCTURES, flat_of, job_of, traced
@@ -12,12 +10,13 @@ from torch._dynamo.utils import counters
 from mpnn.config import ModelConfig
 from mpnn.errors import InputError
 from mpnn.optimizations.compiled import CompiledEngine
+from mpnn.optimizations.native import toolchain
 from mpnn.optimizations.staged import STAGES, StagedEngine, example
 from mpnn.optimizations.torchscript import TorchScriptEngine
 from mpnn.weights import formula_weights
 
 CONFIG = ModelConfig(2, 2, 16, 24)
-COMPILER = shutil.which("g++") or shutil.which("clang++")
+COMPILER = toolchain.runs("g++") or toolchain.runs("clang++")
 COMPILED = [traced, pytest.param(CompiledEngine, marks=pytest.mark.slow)]
 
 

@@ -7,7 +7,6 @@ in silence, which mutants of the kernel prove.
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from mpnn.optimizations.mlx.metal import (  # noqa: E402
     plain_message_sum,
     tile_of,
 )
+from mpnn.optimizations.native import toolchain  # noqa: E402
 from mpnn.optimizations.reference import ReferenceEngine  # noqa: E402
 from mpnn.sampling import Constraints, Key, make_job  # noqa: E402
 from mpnn.synthetic import synthetic_backbone  # noqa: E402
@@ -45,7 +45,7 @@ SINGLE = 2e-6  # of the largest value
 THREADGROUP_BYTES = 32 * 1024
 
 needs_compiler = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which(metal_shim.COMPILER) is None,
+    sys.platform != "linux" or not toolchain.runs(metal_shim.COMPILER),
     reason=f"needs {metal_shim.COMPILER} on Linux; a Mac has Metal itself",
 )
 

@@ -5,8 +5,8 @@ On a Mac the same tests run through Metal, the fused kernel included.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,10 +220,19 @@ def test_another_device_is_refused(model: ProteinMPNN) -> None:
         MLXEngine(model, "mps")
 
 
-def test_no_compiler_is_said(model: ProteinMPNN, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, `mx.compile` without a C++ compiler is a sentence, not a crash at first use."""
+@pytest.mark.parametrize("mock", [False, True])
+def test_no_compiler_is_said(
+    mock: bool, model: ProteinMPNN, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the CPU, `mx.compile` without a C++ compiler is a sentence, not a crash at first use.
+
+    A Mac without command line tools has a `g++` on its path that only asks to install them.
+    """
+    if mock:
+        (tmp_path / "g++").write_text("#!/bin/sh\necho no developer tools were found >&2; exit 1\n")
+        (tmp_path / "g++").chmod(0o755)
     monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
-    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="take the engine mlx-eager"):
         MLXEngine(model)
 

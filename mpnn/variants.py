@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpnn.config import ARCHITECTURES, NetworkConfig
 from mpnn.errors import InputError
-from mpnn.optimizations import Engine, load_engine
+from mpnn.optimizations import Engine, check_device, load_engine
 from mpnn.schedule import Order
 from mpnn.weights import Card, formula_weights, load_arrays, shipped
 
@@ -53,8 +53,10 @@ class Variant:
         alone.
 
         Raises:
-            InputError: the checkpoint is damaged, or of a network of another configuration.
+            InputError: the device cannot be used, or the checkpoint is damaged or of a network of
+                another configuration.
         """
+        check_device(self.device)
         weights = load_arrays(self.architecture) if self._ships else formula_weights(self.config)
         if weights.config != self.config:
             raise InputError(
@@ -79,7 +81,6 @@ VARIANTS: dict[str, Variant] = {
     "minimal-k30-batch-8": Variant("minimal-k30", batch=8),
     "baseline-coloured": Variant(order="graph-coloring"),
     "exact-coloured": Variant(engine="exact-torch", order="graph-coloring"),
-    "baseline-mps": Variant(device="mps"),
     "coreml-extreme-v2": Variant("extreme-v2", "coreml", batch=8),
     "extreme-v2-mlx": Variant("extreme-v2", "mlx"),
     "extreme-v2-mlx-eager": Variant("extreme-v2", "mlx-eager"),
@@ -93,5 +94,9 @@ VARIANTS: dict[str, Variant] = {
 
 
 def find_variant(name: str) -> Variant:
-    """The variant of this name; any other name is an engine's, and means the published network."""
-    return VARIANTS.get(name) or Variant(engine=name)
+    """The variant of this name; `NAME@mps` is the same on another device.
+
+    Any other name is an engine's, and means the published network.
+    """
+    name, _, device = name.partition("@")
+    return replace(VARIANTS.get(name) or Variant(engine=name), device=device or "cpu")

@@ -4,14 +4,18 @@ import os
 import platform
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 
+from mpnn.regression import machine
 from mpnn.regression.machine import (
     PINNED,
     Hardware,
     chip_of,
+    disturbances,
     is_virtual,
+    said,
     this_machine,
     unpinned,
 )
@@ -83,3 +87,61 @@ def test_large_blocks_are_not_mapped_anew():
     assert max(faults({**bare, **PINNED})) < 20
     mapped = {**bare, "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
     assert min(faults(mapped)) > 20
+
+
+MAC = {
+    ("sysctl", "-n", "machdep.cpu.brand_string"): "Apple M3 Pro",
+    ("sysctl", "-n", "hw.perflevel0.physicalcpu"): "6",
+    ("sysctl", "-n", "kern.osproductversion"): "15.5",
+    ("ioreg", "-rc", "AGXAccelerator", "-d1"): '    "gpu-core-count" = 18',
+    ("pmset", "-g", "batt"): "Now drawing from 'AC Power'",
+}
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """Answers of a Mac's system tools, which a test may change."""
+    answers = dict(MAC)
+    monkeypatch.setattr(machine, "said", lambda *command: answers.get(command, ""))
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    return answers
+
+
+def test_a_mac_is_named_by_its_cores_too(mac):
+    """One name of chip is sold with several numbers of cores, whose ratios differ."""
+    assert this_machine().id == "apple-m3-pro-6p-18g-macos15"
+    mac["ioreg", "-rc", "AGXAccelerator", "-d1"] = '    "gpu-core-count" = 14'
+    assert this_machine().id == "apple-m3-pro-6p-14g-macos15"
+
+
+def test_a_virtual_mac_may_hide_its_cores(mac):
+    """Without counts the chip's name stands alone."""
+    del mac["ioreg", "-rc", "AGXAccelerator", "-d1"]
+    del mac["sysctl", "-n", "hw.perflevel0.physicalcpu"]
+    mac["sysctl", "-n", "kern.hv_vmm_present"] = "1"
+    assert this_machine().id == "apple-m3-pro-vm-macos15"
+
+
+@pytest.mark.parametrize(
+    ("batt", "settings", "problem"),
+    [
+        ("Now drawing from 'AC Power'", " lowpowermode         0", ""),
+        ("Now drawing from 'AC Power'", " lowpowermode         1", "low-power mode"),
+        ("Now drawing from 'Battery Power'", " lowpowermode         0", "battery"),
+        ("", "", ""),
+    ],
+)
+def test_a_recording_is_refused_on_battery(mac, batt, settings, problem):
+    """On battery or in low-power mode nothing is recorded; a gate goes on: its control tells."""
+    mac["pmset", "-g", "batt"], mac["pmset", "-g"] = batt, settings
+    for record in (True, False):
+        config = Namespace(getoption=lambda name, _, record=record: name == "record" and record)
+        found = [reason for reason in disturbances(config) if "tracing" not in reason]
+        assert len(found) == bool(problem and record)
+        assert not found or problem in found[0]
+
+
+def test_a_missing_tool_says_nothing():
+    """A system without Apple's tools has no power state, and so no reason to refuse."""
+    assert said("no-such-tool-of-any-system") == ""
+    assert said("false") == ""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mpnn.errors import InputError
-from mpnn.optimizations.exact.workers import flush_denormals
+from mpnn.optimizations.exact.workers import ask_for_performance_cores, flush_denormals
 from mpnn.regression.claims import BY_ID, CLAIMS, not_measured_here
 from mpnn.regression.plugin import GATE
 from mpnn.regression.workloads import about, accuracy, exact_details, gate, sides
@@ -18,6 +18,7 @@ def flushed_denormals():
 
     Before each claim, for the packages that a claim before it has loaded may have turned this off.
     """
+    ask_for_performance_cores()
     flush_denormals()
     yield
     torch.set_flush_denormal(False)

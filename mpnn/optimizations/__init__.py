@@ -11,6 +11,7 @@ neighbors.
 from __future__ import annotations
 
 import importlib
+import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -79,6 +80,9 @@ class EngineSpec:
     networks: type[NetworkConfig] = ModelConfig
     torch: bool = True
 
+
+OLDEST_MACOS = 15
+"""Matmuls on MPS need it, see `check_device`, and so do Core ML's multifunction packages."""
 
 _HERE = "mpnn.optimizations"
 
@@ -195,6 +199,9 @@ def check_neighbors(flat: Flat, k: int) -> None:
 def check_device(name: str) -> None:
     """Checks that torch can compute on a device; "cpu" is taken without importing torch.
 
+    On macOS 14 a matmul whose `out` is a slice writes nothing on MPS, in torch before 2.14
+    (pytorch/pytorch#193385), and the exact engine writes into slices.
+
     Raises:
         InputError: the device is missing or cannot compute.
     """
@@ -209,3 +216,9 @@ def check_device(name: str) -> None:
         raise InputError(f"device {name!r} cannot be used ({reason}); take cpu") from error
     if found not in ("cpu", "mps", "cuda"):
         raise InputError(f"device {name!r} cannot compute; take cpu, mps or cuda")
+    version = platform.mac_ver()[0]
+    if found == "mps" and int(version.partition(".")[0] or 0) < OLDEST_MACOS:
+        raise InputError(
+            f"device {name!r} needs macOS {OLDEST_MACOS} or newer, and this is macOS {version}: "
+            "matmuls are wrong there; take cpu"
+        )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 
-from mpnn.optimizations import ENGINES, KINDS
+from mpnn.optimizations import ENGINES, KINDS, OLDEST_MACOS
 from mpnn.optimizations.native import library, toolchain
 
 PACKAGES = {
@@ -19,9 +19,6 @@ PACKAGES = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 """Extra of this project to the packages that its engines import."""
-
-OLDEST_MACOS = 15
-"""Core ML's multifunction packages need it."""
 
 COMPILED_BY_CXX = ("compiled", "mlx", "mlx-fused")
 """Engines that compile C++ when they are first used; those of MLX only where there is no Metal."""

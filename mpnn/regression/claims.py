@@ -15,6 +15,7 @@ from mpnn.regression.machine import this_machine
 from mpnn.regression.verdict import Rule
 
 STANDARD = Rule()
+ANY = "any"
 
 
 class Compare(StrEnum):
@@ -73,7 +74,7 @@ class Claim:
         rule: how it is timed beside the reference, and gated there if `gate` is None.
         gate: how it is gated beside the matmuls of its own job, where the reference takes long;
             the reference is timed in recordings alone.
-        platform: "any", or the one that its figure is about.
+        platform: "any", or what it needs, such as `MPS`.
         slow: its timed runs take more than a quarter of a second, or its engine long to build;
             timed by recordings and on request.
         timed_as: id of the claim whose timing this one shares. Subject, workload, reference,
@@ -91,7 +92,7 @@ class Claim:
     band: float = 0.0
     rule: Rule = STANDARD
     gate: Rule | None = None
-    platform: str = "any"
+    platform: str = ANY
     slow: bool = False
     timed_as: str = ""
 
@@ -135,6 +136,9 @@ PROCESS = Rule(margin=0.05, pairs=20)
 """For cold processes, of which many short ones make a timed run."""
 
 _APPLE = "Apple Silicon"
+MPS = "MPS"
+"""The GPU of an Apple chip, driven by torch."""
+
 _ANE = "M3 Pro, Neural Engine"
 _METAL = "M3 Pro, GPU (Metal)"
 
@@ -242,24 +246,24 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(id="mlx-1x106", what="MLX with the Metal kernel, one sequence, L=106",
           subject="mlx-fused", workload="sample-1x106", rule=SECONDS, platform=_APPLE),
     Claim(id="ane-64", what="Core ML bucket of 64 residues", subject="coreml",
-          workload="score-1x64", reference="baseline-mps", compare=CLOSE, band=0.1,
+          workload="score-1x64", reference="baseline@mps", compare=CLOSE, band=0.1,
           platform=_APPLE,
           published=Published(speed="1.16 to 0.33 ms", speedup=3.52, device=_ANE)),
     Claim(id="ane-128", what="Core ML bucket of 128 residues", subject="coreml",
-          workload="score-1x128", reference="baseline-mps", compare=CLOSE, band=0.1,
+          workload="score-1x128", reference="baseline@mps", compare=CLOSE, band=0.1,
           platform=_APPLE,
           published=Published(speed="1.08 to 0.58 ms", speedup=1.86, device=_ANE)),
     Claim(id="ane-256", what="Core ML bucket of 256 residues", subject="coreml",
-          workload="score-1x256", reference="baseline-mps", compare=CLOSE, band=0.1,
+          workload="score-1x256", reference="baseline@mps", compare=CLOSE, band=0.1,
           platform=_APPLE,
           published=Published(speed="0.83 to 0.29 ms", speedup=2.87, device=_ANE)),
     Claim(id="ane-512", what="Core ML bucket of 512 residues", subject="coreml",
-          workload="score-1x512", reference="baseline-mps", compare=CLOSE, band=0.1,
+          workload="score-1x512", reference="baseline@mps", compare=CLOSE, band=0.1,
           platform=_APPLE,
           published=Published(speed="2.75× on average of the smaller ones", recovery="–",
                               device=_ANE)),
     Claim(id="ane+extreme-v2", what="Core ML buckets with 2+2/64, k=12",
-          subject="coreml-extreme-v2", workload="score-8x106", reference="baseline-mps",
+          subject="coreml-extreme-v2", workload="score-8x106", reference="baseline@mps",
           compare=RECOVERY, band=0.1, rule=EIGHT, platform=_APPLE,
           published=Published(speed="16–20× expected", recovery="–", device=_ANE)),
     Claim(id="cpu-knn-step", what="neighbors by ball_tree on the CPU: the step alone",
@@ -379,6 +383,34 @@ def in_torch(claim: Claim) -> Claim:
 CLAIMS += tuple(in_torch(claim) for claim in CLAIMS if claim.target is not None)
 CLAIMS += tuple(on_5l33(claim) for claim in CLAIMS if claim.id in ON_5L33)
 
+
+def on_mps(claim: Claim) -> Claim:
+    """The same claim with both sides on MPS, without a gate reference: that runs on the CPU."""
+    return replace(
+        claim,
+        id=f"{claim.id}@mps",
+        subject=f"{claim.subject}@mps",
+        reference=f"{claim.reference}@mps",
+        platform=MPS,
+        gate=None,
+        timed_as=f"{claim.timed_as}@mps" if claim.timed_as else "",
+    )
+
+
+def published_on_mps(claim: Claim) -> bool:
+    """Whether a published figure is of MPS; `int8` does not run there."""
+    figure = claim.published
+    return figure is not None and figure.unit == MPS and claim.subject != "int8"
+
+
+_STAGED = Claim(id="staged", what="the network in stages, each structure encoded once",
+                subject="staged", workload="score-1x106", rule=LIBRARY)  # fmt: skip
+CLAIMS += (
+    *(on_mps(claim) for claim in CLAIMS if published_on_mps(claim) and "@" not in claim.id),
+    *(on_mps(claim) for claim in CLAIMS if claim.id.startswith("exact-torch-")),
+    on_mps(_STAGED),
+)
+
 BY_ID = {claim.id: claim for claim in CLAIMS}
 
 
@@ -389,8 +421,8 @@ def apple_silicon() -> bool:
 
 def not_measured_here(claim: Claim) -> str:
     """Why this machine cannot measure a claim; '' if it can."""
-    if claim.platform == _APPLE and apple_silicon() and this_machine().virtual:
-        return f"needs {_APPLE} that is not virtual"
+    if claim.platform != ANY and apple_silicon() and this_machine().virtual:
+        return f"needs {claim.platform} that is not virtual"
     return not_measured_on(claim, apple_silicon())
 
 
@@ -401,6 +433,4 @@ def not_measured_on(claim: Claim, apple: bool) -> str:
         claim: the claim.
         apple: whether the machine has an Apple chip.
     """
-    if claim.platform == _APPLE and not apple:
-        return f"needs {_APPLE}"
-    return ""
+    return "" if apple or claim.platform == ANY else f"needs {claim.platform}"

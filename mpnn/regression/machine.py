@@ -53,6 +53,8 @@ REPORTED_VERSIONS = (
 def versions() -> dict[str, str]:
     """Python and the packages that measure, or are measured, with the versions in use."""
     found = {"python": platform.python_version()}
+    if sys.platform == "darwin":
+        found["macOS"] = f"{macos_version()} {said('sysctl', '-n', 'kern.osversion')}"
     for name in REPORTED_VERSIONS:
         try:
             found[name] = version(name)
@@ -87,10 +89,10 @@ def this_machine() -> Hardware:
     chip = os.environ.get("MPNN_HARDWARE_CHIP")
     if system == "Darwin":
         return Hardware(
-            chip or _sysctl("machdep.cpu.brand_string"),
-            _sysctl("kern.hv_vmm_present") == "1",
+            chip or apple_chip(),
+            said("sysctl", "-n", "kern.hv_vmm_present") == "1",
             "macos",
-            _sysctl("kern.osproductversion").split(".")[0],  # mac_ver() may say 16 for 26
+            macos_version().split(".")[0],
         )
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
@@ -100,6 +102,54 @@ def this_machine() -> Hardware:
         system.lower(),
         platform.release().split(".")[0],
     )
+
+
+def apple_chip() -> str:
+    """An Apple chip with its numbers of performance and GPU cores: "Apple M3 Pro 6P 18G".
+
+    Chips of one name are sold with several numbers of either; a virtual Mac may tell neither.
+    """
+    cores = (said("sysctl", "-n", "hw.perflevel0.physicalcpu"), "P"), (gpu_cores(), "G")
+    counts = [f"{count}{kind}" for count, kind in cores if count]
+    return " ".join([said("sysctl", "-n", "machdep.cpu.brand_string"), *counts])
+
+
+def gpu_cores() -> int | None:
+    """Cores of the GPU of an Apple chip; None elsewhere."""
+    found = re.search(r'"gpu-core-count" = (\d+)', said("ioreg", "-rc", "AGXAccelerator", "-d1"))
+    return int(found[1]) if found else None
+
+
+def macos_version() -> str:
+    """The product version; `platform.mac_ver` may say 16 for 26."""
+    return said("sysctl", "-n", "kern.osproductversion")
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a Mac runs on; on another system, source "unknown".
+
+    Attributes:
+        source: "mains", "battery" or "unknown".
+        low: whether low-power mode is on.
+    """
+
+    source: str
+    low: bool
+
+    @classmethod
+    def now(cls) -> Power:
+        """The present state, as `pmset` tells it."""
+        text = said("pmset", "-g", "batt")
+        source = "mains" if "AC Power" in text else "battery" if "Battery" in text else "unknown"
+        return cls(source, bool(re.search(r"lowpowermode\s+1", said("pmset", "-g"))))
+
+    @property
+    def problem(self) -> str:
+        """Why speeds measured now are not those of the machine; '' if they are."""
+        if self.source == "battery":
+            return "the Mac runs on its battery, which lowers its clock: plug it in"
+        return "low-power mode lowers the clock: switch it off" if self.low else ""
 
 
 def chip_of(cpuinfo: str) -> str:
@@ -157,6 +207,8 @@ def disturbances(config: pytest.Config) -> list[str]:
         found.append("reruns turn a failure into a pass: drop --reruns")
     if _traced():
         found.append("coverage, a debugger or a profiler is tracing: run without it")
+    if config.getoption("record", None) and (problem := Power.now().problem):
+        found.append(problem)
     return found
 
 
@@ -199,6 +251,10 @@ def _traced() -> bool:
     return sys.gettrace() is not None or sys.getprofile() is not None or watching
 
 
-def _sysctl(name: str) -> str:
-    done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
+def said(*command: str) -> str:
+    """Output of a system tool; '' where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
     return done.stdout.strip()

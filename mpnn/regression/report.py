@@ -11,7 +11,15 @@ from mpnn.atomic import write_whole
 from mpnn.errors import InputError
 from mpnn.regression import baselines
 from mpnn.regression.baselines import Run
-from mpnn.regression.claims import BY_ID, CLAIMS, Claim, Compare, Published, not_measured_on
+from mpnn.regression.claims import (
+    BY_ID,
+    CLAIMS,
+    MPS,
+    Claim,
+    Compare,
+    Published,
+    not_measured_on,
+)
 from mpnn.regression.rows import Row
 from mpnn.regression.tables import bracket, markdown, seconds, times
 from mpnn.regression.verdict import CHANGED, RECOVERY_MARGIN
@@ -270,9 +278,19 @@ def claims_markdown(root: Path) -> str:
     captions = [f"- {caption(run)}" for run in runs] or ["No run is stored yet."]
     joint = joint_entries(runs)
     headings = (*HEADINGS[:5], *joint[0].machines, *HEADINGS[-2:])
-    table = markdown(headings, (claim.cells() for claim in joint))
+    waiting = [c for c in joint if c.newest.claim.platform == MPS and not c.measured]
+    table = markdown(headings, (claim.cells() for claim in joint if claim not in waiting))
     how = recovery_how(row for run in runs for row in run.rows.values())
-    return "\n\n".join(filter(None, ["\n".join(captions), how, table]))
+    return "\n\n".join(filter(None, ["\n".join(captions), how, table, _waiting(waiting)]))
+
+
+def _waiting(claims: Sequence[Joint]) -> str:
+    """One line for the claims that no recorded machine could measure; '' without any."""
+    if not claims:
+        return ""
+    names = ", ".join(f"`{claim.newest.claim.id}`" for claim in claims)
+    reason = not_measured_on(claims[0].newest.claim, apple=False)
+    return f"{len(claims)} more claims are *not measured here* ({reason}): {names}."
 
 
 def results_markdown(root: Path) -> str:

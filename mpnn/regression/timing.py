@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import median
 
@@ -23,6 +23,13 @@ Clock = Callable[[], float]
 
 CALIBRATION_CALLS = 2
 CALIBRATION_SECONDS = 0.5
+WARM_UP_SECONDS = 5.0
+STEADY = 0.03
+"""A device is warm once its calls get quicker by less than this fraction."""
+
+IDLE_RUN = 0.2
+"""Seconds that a timed run lasts at least where a side's device lowers its clock when idle."""
+
 INPUTS = 4
 """Different inputs in rotation."""
 
@@ -38,11 +45,17 @@ CACHED = 1.3
 class Side:
     """One side of a pair: `call(i)` does the work on input i, synchronized, and returns its output.
 
-    `units` is the number of proteins or sequences that one call finishes; ratios are per unit.
+    Attributes:
+        call: the work.
+        units: proteins or sequences that one call finishes; ratios are per unit.
+        idles: whether it runs on a device that lowers its clock when it has nothing to do: one call
+            that is not timed then precedes each timed run, and calibration lasts until calls do
+            not get quicker.
     """
 
     call: Callable[[int], object]
     units: int = 1
+    idles: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +194,8 @@ class _Pairs:
     """Times run pairs, and keeps their ratios and seconds."""
 
     def __init__(self, subject: Side, reference: Side, rule: Rule, seed: int, clock: Clock) -> None:
+        if subject.idles or reference.idles:
+            rule = replace(rule, shortest_run=max(rule.shortest_run, IDLE_RUN))
         self.rule, self.order = rule, subject_first(seed)
         self.runners = _Runner(subject, clock), _Runner(reference, clock)
         calls = [runner.calibrate() for runner in self.runners]
@@ -226,6 +241,8 @@ class _Runner:
         call, outputs = self.side.call, self.outputs
         numbers = [(self.calls + i) % INPUTS for i in range(repeats)]
         first, self.calls = self.calls == 0, self.calls + repeats
+        if self.side.idles:
+            call(numbers[0])
         before, start = meter()(), self.clock()
         for number in numbers:
             outputs[number] = call(number)
@@ -252,9 +269,23 @@ class _Runner:
                 times.append(self.clock() - start)
         return min(new) / max(*known, 1e-9)
 
+    def _warm_up(self) -> None:
+        """Calls a side until its calls do not get quicker, or for `WARM_UP_SECONDS`.
+
+        The noise of a device that has not settled by then shows in the interval.
+        """
+        start, before = self.clock(), math.inf
+        while self.clock() - start < WARM_UP_SECONDS:
+            now = min(self.run(1) for _ in range(CALIBRATION_CALLS))
+            if now > (1 - STEADY) * before:
+                return
+            before = now
+
     def calibrate(self) -> float:
         """Seconds of one call, the least of a few after the first, which may still compile."""
         self.run(1)
+        if self.side.idles:
+            self._warm_up()
         best, spent, calls = math.inf, 0.0, 0
         while calls < CALIBRATION_CALLS and spent < CALIBRATION_SECONDS:
             seconds = self.run(1) * self.side.units

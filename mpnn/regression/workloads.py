@@ -208,7 +208,7 @@ def side(variant: Variant, workload: Workload, inputs: Sequence[Sequence[Backbon
         }
         return [outputs[protein] for protein in sorted(outputs)]
 
-    return Side(call, units=workload.proteins)
+    return Side(call, workload.proteins, device_of(variant, apple_silicon()) != "CPU")
 
 
 def about(claim: Claim) -> dict[str, object]:
@@ -243,12 +243,11 @@ def device_of(variant: Variant, apple: bool) -> str:
 
 
 def exact_details(claim: Claim) -> dict[str, object]:
-    """Bound and parts of a job of the exact engine, see `matmuls`; {} for other rows."""
+    """Bound and parts of a job of the exact engine on the CPU, see `matmuls`; {} for others."""
     workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
     forms = ("exact-native", "exact-torch")
-    if workload.job:
-        return {}
-    if variant.engine not in forms or not isinstance(variant.config, ModelConfig):
+    timed_there = variant.device == "cpu" and variant.engine in forms
+    if workload.job or not timed_there or not isinstance(variant.config, ModelConfig):
         return {}
     samples = max(1, workload.samples) if variant.config.autoregressive else 1
     if workload.rules == "conditional":
@@ -373,8 +372,8 @@ def published_way(
 ) -> Accuracy:
     """Compares the outputs of a variant with its network run in the published way.
 
-    That is one protein at a time by the reference engine. A variant that is run so passes at once,
-    and so does a network that no engine but its own can run.
+    That is one protein at a time by the reference engine on the CPU. A variant that is run so
+    passes at once, and so does a network that no engine but its own can run.
 
     Args:
         name: of the variant.
@@ -385,7 +384,7 @@ def published_way(
     """
     variant = find_variant(name)
     usual = replace(variant, engine="reference", device="cpu", batch=1)
-    if usual == replace(variant, device="cpu") or not isinstance(variant.config, ModelConfig):
+    if usual == variant or not isinstance(variant.config, ModelConfig):
         return Accuracy(passed=True, text="run in the published way")
     engine = usual.load()
     tasks = make_tasks(usual, workload, number, backbones(workload, number))

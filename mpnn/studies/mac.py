@@ -81,7 +81,7 @@ def stages() -> list[Stage]:
         ),
         Stage("tests", ("-m", "pytest", "-q", "accuracy_tests"), 60),
         Stage("tests-validated", ("-m", "pytest", "-q", *metal_tests), 30, VALIDATION),
-        Stage("claims", (*GATE, SPEED, "--record"), 120, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
+        Stage("claims", (*GATE, SPEED, "--record"), 180, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
     ]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +17,7 @@ import numpy as np
 from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.optimizations import Engine, check_device, load_engine
-from mpnn.regression.machine import this_machine
+from mpnn.regression.machine import Power, gpu_cores, said, this_machine
 from mpnn.sampling import Constraints, Job, Key, make_job
 from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import load_arrays
@@ -45,27 +43,17 @@ REPEATS = 10
 
 def machine() -> dict[str, Any]:
     """Chip, cores, build, power and versions; nothing that names its owner."""
-    gpu = re.search(r'"gpu-core-count" = (\d+)', _said("ioreg", "-rc", "AGXAccelerator", "-d1"))
-    power = _said("pmset", "-g", "batt")
+    power = Power.now()
     return {
         "hardware": this_machine().id,
-        "facts": {name: _said("sysctl", "-n", name) for name in SYSCTLS},
-        "gpu_cores": int(gpu[1]) if gpu else None,
-        "power": "mains" if "AC Power" in power else "battery" if "Battery" in power else "unknown",
-        "low_power_mode": bool(re.search(r"lowpowermode\s+1", _said("pmset", "-g"))),
-        "thermal": _said("pmset", "-g", "therm")[-500:],
+        "facts": {name: said("sysctl", "-n", name) for name in SYSCTLS},
+        "gpu_cores": gpu_cores(),
+        "power": power.source,
+        "low_power_mode": power.low,
+        "thermal": said("pmset", "-g", "therm")[-500:],
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
     }
-
-
-def _said(*command: str) -> str:
-    """Output of a system tool; '' where it is missing or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
 
 
 def _version(package: str) -> str:

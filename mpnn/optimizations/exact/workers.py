@@ -9,8 +9,10 @@ every 4 KiB, several times what is then computed in it.
 from __future__ import annotations
 
 import collections
+import ctypes
 import math
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -136,7 +138,18 @@ def denormals_are_flushed() -> bool:
     return not (torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 2).item()
 
 
+USER_INTERACTIVE = 0x21
+"""`QOS_CLASS_USER_INTERACTIVE` of macOS."""
+
+
+def ask_for_performance_cores() -> None:
+    """Gives this thread a class on macOS: one without may be put on efficiency cores."""
+    if sys.platform == "darwin":
+        ctypes.CDLL(None).pthread_set_qos_class_self_np(USER_INTERACTIVE, 0)
+
+
 def _alone() -> None:
+    ask_for_performance_cores()
     torch.set_num_threads(1)
     flush_denormals()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from mpnn.optimizations.mlx.metal import (
     plain_message_sum,
 )
 from mpnn.optimizations.mlx.network import Encoded, MLXProteinMPNN, Structures
+from mpnn.optimizations.native import toolchain
 from mpnn.sampling import Job, Samples
 from mpnn.schedule import Graph, IntArray, steps_of
 
@@ -87,9 +87,9 @@ class MLXEngine:
     def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self.compiled:
             return function
-        if mx.default_device() == mx.cpu and shutil.which("g++") is None:
+        if mx.default_device() == mx.cpu and not toolchain.runs("g++"):
             raise InputError(
-                "on the CPU, mx.compile builds its kernels with g++, which is not on the path; "
+                "on the CPU, mx.compile builds its kernels with g++, which does not run here; "
                 "install it, or take the engine mlx-eager"
             )
         made: Callable[..., Any] = mx.compile(function)

@@ -90,6 +90,15 @@ def find(level: str) -> list[Path]:
     return sorted(LIBRARIES.glob(f"{target()}-{level}-{digest()}-*.so"))
 
 
+def runs(command: str) -> bool:
+    """Whether a compiler tells its version; a Mac without command line tools has a mock `g++`."""
+    try:
+        _run([command, "--version"], ".")
+    except BuildError:
+        return False
+    return True
+
+
 def find_compiler(zig: bool = True) -> list[str]:
     """The command of the first C++20 compiler that works.
 

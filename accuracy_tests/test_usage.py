@@ -15,6 +15,7 @@ from mpnn.regression.usage import (
     macos_busy,
     macos_usage,
     meter,
+    other_work,
 )
 
 OFFSETS = {"user_time": 16, "system_time": 24, "instructions": 248, "cycles": 256,
@@ -139,3 +140,15 @@ def test_ticks_are_no_load() -> None:
     assert cores_used(0.04, 0.1) == 0
     assert cores_used(-0.01, 1.0) == 0
     assert cores_used(10.0, 10.0) == 1
+
+
+def test_other_work_is_the_machines_less_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this process and its children used is no other work; without /proc nobody tells."""
+    monkeypatch.setattr(usage.sys, "platform", "linux")
+    monkeypatch.setattr(usage, "STAT", tmp_path / "stat")
+    assert other_work() is None
+    (tmp_path / "stat").write_text(f"cpu  {9 * os.sysconf('SC_CLK_TCK')} 0 0 0 0 0 0 0 0 0\n")
+    monkeypatch.setattr(usage, "own_seconds", lambda: 2.5)
+    assert other_work().seconds() == 6.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -117,13 +118,14 @@ def test_the_device_is_synchronized_before_the_clock_stops(monkeypatch):
 
 
 def test_an_idle_device_is_warm_when_the_clock_starts():
-    """A call that is not timed precedes each timed run, and the run is long enough."""
+    """A call on another input, not timed, precedes each timed run, and the run is long enough."""
     clock = SimulatedClock(0, 0.0)
     busy = clock.side(0.02)
-    log = []
+    log, numbers = [], []
 
     def call(number):
         log.append("call")
+        numbers.append(number)
         return busy.call(number)
 
     def read():
@@ -135,6 +137,8 @@ def test_an_idle_device_is_warm_when_the_clock_starts():
     run = ["call", "clock", *["call"] * found.repeats[0], "clock"]
     text, wanted = " ".join(log), " ".join(run)
     assert text.count(wanted) >= len(found.log_ratios)
+    timed = numbers[: -2 * timing.UNSEEN]  # the last calls look for a cache
+    assert all(a != b for a, b in pairwise(timed))
 
 
 def test_calibration_lasts_until_the_device_is_warm():

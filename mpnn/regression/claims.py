@@ -16,6 +16,7 @@ from mpnn.regression.verdict import Rule
 
 STANDARD = Rule()
 ANY = "any"
+"""Platform of a claim that every machine measures."""
 
 
 class Compare(StrEnum):

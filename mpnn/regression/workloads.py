@@ -208,7 +208,8 @@ def side(variant: Variant, workload: Workload, inputs: Sequence[Sequence[Backbon
         }
         return [outputs[protein] for protein in sorted(outputs)]
 
-    return Side(call, workload.proteins, device_of(variant, apple_silicon()) != "CPU")
+    idles = device_of(variant, apple_silicon()) != "CPU"
+    return Side(call, units=workload.proteins, idles=idles)
 
 
 def about(claim: Claim) -> dict[str, object]:
@@ -246,8 +247,8 @@ def exact_details(claim: Claim) -> dict[str, object]:
     """Bound and parts of a job of the exact engine on the CPU, see `matmuls`; {} for others."""
     workload, variant = WORKLOADS[claim.workload], find_variant(claim.subject)
     forms = ("exact-native", "exact-torch")
-    timed_there = variant.device == "cpu" and variant.engine in forms
-    if workload.job or not timed_there or not isinstance(variant.config, ModelConfig):
+    on_cpu = variant.device == "cpu" and variant.engine in forms
+    if workload.job or not on_cpu or not isinstance(variant.config, ModelConfig):
         return {}
     samples = max(1, workload.samples) if variant.config.autoregressive else 1
     if workload.rules == "conditional":

@@ -367,11 +367,14 @@ def test_a_session_on_efficiency_cores_is_void(monkeypatch):
 )
 @pytest.mark.parametrize("recording", [False, True])
 def test_a_claim_beside_other_work_is_not_judged(cores, waits, verdict, recording):
-    """Beside a busy process a claim is timed twice, and neither red nor green nor recorded."""
+    """It is timed again once a busy process has ended; else neither red nor green nor recorded."""
     clock, waited = SimulatedClock(0), []
-    work = OtherWork(
-        lambda: cores * clock.now * (len(waited) < waits or cores < 0.9), waited.append
-    )
+
+    def wait(seconds):
+        clock.now += seconds
+        waited.append(seconds)
+
+    work = OtherWork(lambda: cores * clock.now * (len(waited) < waits or cores < 0.9), wait)
     session = Session([{"a": stored(0.0)}], recording=recording, others=work)
     row = judged(session, Accuracy(True, "equal"), 1.1, clock=clock)
     assert row.verdict == verdict

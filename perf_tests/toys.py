@@ -77,7 +77,12 @@ def other_work(clock):
     """Other processes that use as many cores as is planted, until somebody has waited so often."""
     load, ends = float(os.environ.get("TOY_LOAD", "0")), int(os.environ.get("TOY_WAITS", "99"))
     waits = []
-    return OtherWork(lambda: load * clock.now * (len(waits) < ends), waits.append)
+
+    def wait(seconds):
+        clock.now += seconds
+        waits.append(seconds)
+
+    return OtherWork(lambda: load * clock.now * (len(waits) < ends), wait)
 
 
 def plant_drift(clock):

@@ -24,7 +24,7 @@ from mpnn.regression.timing import (
     garbage_collection_off,
     measure,
 )
-from mpnn.regression.usage import OtherWork, cores_used
+from mpnn.regression.usage import LOADED, OtherWork, cores_used
 from mpnn.regression.verdict import (
     CHANGED,
     RECORDING,
@@ -219,12 +219,19 @@ class Session:
 
         def judge() -> PairedTiming:
             beside = gate.side if gate else reference
-            return measure(subject, beside, expected.rule, expected=against, seed=seed, clock=clock)
+            return measure(
+                subject,
+                beside,
+                expected.rule,
+                expected=against,
+                seed=seed,
+                clock=clock,
+                hopeless=self._load_since(clock),
+            )
 
         with garbage_collection_off():
             judged = self._watched(judge, clock)
-            if judged.loaded and self.others is not None:
-                self.others.wait(PATIENCE)
+            if judged.loaded and self._ended(clock):
                 judged = self._watched(judge, clock)
             if gate is None:
                 return Timings(judged, judged)
@@ -239,10 +246,28 @@ class Session:
         """A timing, and the cores that other processes used meanwhile."""
         if self.others is None:
             return timed()
-        before, start = self.others.seconds(), clock()
+        cores = self._cores_since(clock)
         timing = timed()
-        seconds = self.others.seconds() - before
-        return replace(timing, others=cores_used(seconds, clock() - start))
+        return replace(timing, others=cores())
+
+    def _cores_since(self, clock: Clock) -> Callable[[], float]:
+        """What returns the cores that other processes have used since this call."""
+        if self.others is None:
+            return lambda: 0.0
+        others, before, start = self.others, self.others.seconds(), clock()
+        return lambda: cores_used(others.seconds() - before, clock() - start)
+
+    def _load_since(self, clock: Clock) -> Callable[[], bool]:
+        """What returns whether a timing since this call is void."""
+        cores = self._cores_since(clock)
+        return lambda: cores() > LOADED
+
+    def _ended(self, clock: Clock) -> bool:
+        """Waits a little; whether other work has ended, so that timing once more is worth it."""
+        assert self.others is not None
+        loaded = self._load_since(clock)
+        self.others.wait(PATIENCE)
+        return not loaded()
 
     def row(
         self,

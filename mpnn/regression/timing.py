@@ -145,6 +145,7 @@ def measure(
     expected: float | None = None,
     seed: int = 0,
     clock: Clock = time.perf_counter,
+    hopeless: Callable[[], bool] = lambda: False,
 ) -> PairedTiming:
     """Times both sides in interleaved pairs until the rule can decide.
 
@@ -156,6 +157,7 @@ def measure(
             interval is narrower than the margin, which a recording needs.
         seed: of the order of the timed runs.
         clock: seconds, monotonic.
+        hopeless: whether no further look is worth its time, for other work makes it void.
 
     Returns:
         The timing, with the outputs of the timed calls.
@@ -163,7 +165,7 @@ def measure(
     pairs = _Pairs(subject, reference, rule, seed, clock)
     verdict, look, start = None, 0, clock()
     while verdict in (None, Verdict.UNDECIDED):
-        if look == rule.looks or (look and clock() - start > rule.budget):
+        if look == rule.looks or (look and (clock() - start > rule.budget or hopeless())):
             break
         look += 1
         for _ in pairs.look():

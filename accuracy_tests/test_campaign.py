@@ -25,7 +25,7 @@ from fatal_engine import EXHAUSTS, KILLS, WAITS
 from fatal_tasks import FATAL_TASKS, square_or_die
 from synthetic_files import write_pdb
 
-from mpnn import campaign, executors
+from mpnn import campaign, executors, tasks
 from mpnn.errors import InputError
 from mpnn.manifest import Shard, manifests, read
 from mpnn.synthetic import synthetic_backbone
@@ -108,15 +108,16 @@ def test_weights_load_once_in_each_process(
         loaded.append(options.temperature)
         return original(options)
 
-    original = campaign._loaded
-    monkeypatch.setattr(campaign, "_loaded", load)
+    original = tasks.load_model
+    for module in (campaign, tasks):
+        monkeypatch.setattr(module, "load_model", load)
     kept: list[Any] = []
     perform = campaign.perform
     monkeypatch.setattr(campaign, "perform", lambda task, *_: kept.append(task) or perform(task))
     for temperature in ("0.1", "0.2"):
         design(made, "--temperature", temperature, "--workers", 1, out=f"out{temperature}")
     assert loaded == ["0.1", "0.2"]
-    monkeypatch.setattr(campaign, "_READY", [None])  # as in a new process
+    monkeypatch.setattr(tasks, "_READY", [None])  # as in a new process
     for task in kept:
         perform(task)
     assert loaded == ["0.1", "0.2"] * 2
@@ -343,9 +344,9 @@ def test_a_task_that_kills_its_process_is_told_apart() -> None:
 def test_outcomes_in_order() -> None:
     """Outcomes come in the order of the tasks where that is wanted, whichever ends first."""
     work = executors.Work(square_or_die, lost=lambda task: -task, in_order=True)
-    tasks = [9, 1, 8, 2]
+    numbers = [9, 1, 8, 2]
     with ThreadPoolExecutor(4) as pool:
-        assert [task for task, _ in work.on(pool, iter(tasks), 4)] == tasks
+        assert [task for task, _ in work.on(pool, iter(numbers), 4)] == numbers
 
 
 @pytest.mark.slow

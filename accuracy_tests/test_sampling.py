@@ -1,4 +1,4 @@
-"""Keyed noise, jobs, one draw of residue types and scores, before any network."""
+"""Keyed noise, jobs, sampling of residue types and scores, before any network."""
 
 from __future__ import annotations
 

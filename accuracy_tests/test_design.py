@@ -411,7 +411,7 @@ def test_unconditional_sees_no_letters(model: Model, dimer: Backbone) -> None:
 
 
 def test_conditional_sees_all_other_letters(model: Model, dimer: Backbone) -> None:
-    """Row i of conditional probabilities depends on the other residue types and never on its own."""
+    """Row i of conditional probabilities depends on all residue types but its own."""
     base = model.score(dimer, "A" * 40, mode="conditional", fixed="A1-10")
     changed = model.score(dimer, "A" * 19 + "W" + "A" * 20, mode="conditional", fixed="A1-10")
     differs = (base.log_probs != changed.log_probs).any(1)

@@ -1,4 +1,4 @@
-"""What is computed: the residue types, the frozen model configuration and the named architectures."""
+"""What is computed: residue types, the model configuration and the named architectures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModelConfig:
     num_decoder_layers: int = 3
     hidden_dim: int = 128  # C, width of node and edge vectors
     k_neighbors: int = 48  # k; K = min(k, L) neighbors are used
-    autoregressive: bool = True  # False: no residue sees another; one pass samples all
+    autoregressive: bool = True  # False: sees no residue types; one pass samples all
 
     def __post_init__(self) -> None:
         _check_sizes(self)

@@ -46,7 +46,7 @@ def write_pdb(path: Path, backbone: Backbone) -> Path:
 
 
 def write_weights(folder: Path, config: ModelConfig = CONFIG) -> Path:
-    """A checkpoint with weights by formula."""
+    """A checkpoint with deterministic weights."""
     path = folder / "made.safetensors"
     save_checkpoint(path, formula_weights(config), {"license": "MIT"})
     return path
@@ -68,7 +68,7 @@ def write_published(path: Path, content: Any) -> Path:
 
 
 def made_model(engine: str = "exact") -> Model:
-    """A small network with weights by formula in an engine."""
+    """A small network with deterministic weights in an engine."""
     return Model(load_engine(formula_weights(CONFIG), engine), CONFIG, {"name": "made"})
 
 

@@ -39,27 +39,41 @@ def fresh(monkeypatch):
     library.load.cache_clear()
 
 
+def tiny_project(folder, monkeypatch):
+    """Makes `folder` the place of a tiny library's sources and of its libraries."""
+    if toolchain.target() not in toolchain.LEVELS:
+        pytest.skip(f"no native code for {toolchain.target()}")
+    monkeypatch.setattr(toolchain, "SOURCES", folder / "src")
+    monkeypatch.setattr(toolchain, "LIBRARIES", folder / "lib")
+    (folder / "src").mkdir()
+    (folder / "src" / "a.cpp").write_text(SOURCE % library.ABI_VERSION)
+    return folder / "src"
+
+
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
     """A tiny library's sources, in a tree of its own with a folder for its libraries."""
-    if toolchain.target() not in toolchain.LEVELS:
-        pytest.skip(f"no native code for {toolchain.target()}")
-    monkeypatch.setattr(toolchain, "SOURCES", tmp_path / "src")
-    monkeypatch.setattr(toolchain, "LIBRARIES", tmp_path / "lib")
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "a.cpp").write_text(SOURCE % library.ABI_VERSION)
-    return tmp_path / "src"
+    return tiny_project(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The libraries of the tiny sources, compiled once: seconds for each of many tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tiny_project(tmp_path_factory.mktemp("compiled"), monkeypatch)
+        try:
+            toolchain.find_compiler()
+        except toolchain.BuildError as error:
+            pytest.skip(str(error))
+        return toolchain.build(toolchain.WARNINGS)
 
 
 @pytest.fixture
-def built(sources):
-    """The libraries of the tiny sources."""
+def built(compiled, sources):
+    """The libraries of the tiny sources, beside them: a copy that the test may damage."""
     assert sources.is_dir()
-    try:
-        toolchain.find_compiler()
-    except toolchain.BuildError as error:
-        pytest.skip(str(error))
-    return toolchain.build(toolchain.WARNINGS)
+    toolchain.LIBRARIES.mkdir()
+    return [Path(shutil.copy2(path, toolchain.LIBRARIES)) for path in compiled]
 
 
 def cpu(monkeypatch, tmp_path, flags, target="linux-x86_64"):

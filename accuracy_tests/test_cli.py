@@ -16,7 +16,7 @@ from cli_runs import DIMER, run, sequences
 from synthetic_files import pdb_text, write_pdb
 
 import mpnn
-from mpnn import campaign
+from mpnn import tasks
 from mpnn.backbone import Backbone
 from mpnn.structure import read_structure
 from mpnn.synthetic import synthetic_backbone
@@ -210,7 +210,7 @@ def test_split_breaks_reaches_the_reader(here: Path, monkeypatch: pytest.MonkeyP
         passed.append(split_breaks)
         return read_structure(path, model=model)
 
-    monkeypatch.setattr(campaign, "read_structure", read)
+    monkeypatch.setattr(tasks, "read_structure", read)
     for options in ((), ("--split-breaks",)):
         assert run("score", "dimer.pdb", "--out", here / "out", *options).exit_code == 0
     assert passed == [False, True]

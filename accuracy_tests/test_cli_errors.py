@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from synthetic_files import pdb_text, write_pdb
 
 from mpnn import campaign, cli, weights
-from mpnn.campaign import Result
 from mpnn.errors import InputError
 from mpnn.options import SOME_FAILED, DesignOptions, taken
 from mpnn.synthetic import synthetic_backbone
+from mpnn.tasks import Result
 
 pytest_plugins = ["cli_fixtures"]
 
@@ -142,7 +142,7 @@ def test_an_engine_that_cannot_be_imported(here: Path, monkeypatch: pytest.Monke
 
 def run_work(monkeypatch: pytest.MonkeyPatch, work: Callable[..., Result], *arguments: str) -> int:
     """Exit code of `mpnn design` with other work in place of its own."""
-    monkeypatch.setattr(campaign, "_made", lambda _options: lambda _model: work)
+    monkeypatch.setattr(campaign, "work_of", lambda _options: lambda _model: work)
     values = vars(cli.parser().parse_args(["design", *arguments]))
     paths, options = values.pop("files"), taken(DesignOptions, values)
     del values["command"]

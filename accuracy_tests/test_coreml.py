@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -238,7 +239,13 @@ def test_a_wavefront_of_more_rows_takes_several_calls(layout: str) -> None:
 # --- the package, executed op by op ---------------------------------------------------------
 
 
-STORAGES = [w if w.startswith("float") else pytest.param(w, marks=pytest.mark.slow) for w in BANDS]
+FAST = ("float32", "batch"), ("float32", "height"), ("float16", "batch")
+PACKAGES = [
+    pytest.param(*package, marks=() if package in FAST else pytest.mark.slow)
+    for package in itertools.product(BANDS, LAYOUTS)
+]
+"""Storage and layout; only three are converted among the fast tests, for seconds each."""
+
 COMPRESSED = {
     "int8": "constexpr_blockwise_shift_scale",
     "palette6": "constexpr_lut_to_dense",
@@ -251,8 +258,11 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a package the first time a storage is asked for; in float16 it has two buckets."""
     folder = tmp_path_factory.mktemp("packages")
 
-    @functools.cache
     def packed(weights: Any, layout: str = "batch") -> Path:
+        return converted(weights, layout)  # one key, whether the layout is passed or not
+
+    @functools.cache
+    def converted(weights: Any, layout: str) -> Path:
         path = folder / f"{weights}-{layout}.mlpackage"
         two = weights == "float16" and layout == "batch"
         buckets = [BUCKET, 2 * BUCKET] if two else [BUCKET]
@@ -276,8 +286,7 @@ TINY_BANDS = {"float32": 1e-5, "float16": 0.01, "int8": 0.05, "palette6": 0.2, "
 """A few times what was measured, and well inside the bands for real networks."""
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("weights", STORAGES)
+@pytest.mark.parametrize(("weights", "layout"), PACKAGES)
 def test_rounded_arithmetic_is_in_its_band(
     packages: Callable[..., Path], weights: str, layout: str
 ) -> None:
@@ -290,10 +299,19 @@ def test_rounded_arithmetic_is_in_its_band(
         assert found > SINGLE  # the rounding is really there
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_no_operation_leaves_the_neural_engine(packages: Callable[..., Path], layout: str) -> None:
-    """No gather and no cast: convolutions, products and arithmetic, and one way to sum."""
-    evaluator = MILEvaluator(packages("float16", layout), exact=False)
+@pytest.mark.parametrize(
+    ("weights", "layout"),
+    [
+        ("float16", "batch"),
+        ("float32", "height"),
+        pytest.param("float16", "height", marks=pytest.mark.slow),
+    ],
+)
+def test_no_operation_leaves_the_neural_engine(
+    packages: Callable[..., Path], weights: str, layout: str
+) -> None:
+    """No gather and no cast: convolutions, matmuls and arithmetic, and one way to sum."""
+    evaluator = MILEvaluator(packages(weights, layout), exact=False)
     for function, body in evaluator.program.functions.items():
         operations = evaluator.operations(function)
         assert {op.op_type for op in operations} <= MADE_OF | BESIDES[layout]
@@ -351,7 +369,7 @@ def test_weights_are_stored_once(packages: Callable[..., Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", COMPRESSED)
 def test_weights_are_compressed(packages: Callable[..., Path], weights: str) -> None:
-    """Weights are stored in fewer bits, and are what the functions compute with."""
+    """Weights are stored in reduced precision, and are what the functions compute with."""
     evaluator = MILEvaluator(packages(weights), exact=False)
     for function, body in evaluator.program.functions.items():
         found = [op.op_type for op in body.operations].count(COMPRESSED[weights])

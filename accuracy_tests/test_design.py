@@ -191,7 +191,7 @@ def test_homo_oligomer_chains_are_equal(model: Model, dimer: Backbone, gapped: B
 
 
 def test_homo_oligomer_with_a_fixed_group(model: Model, dimer: Backbone) -> None:
-    """Residues fixed in every chain of a homo-oligomer keep their letters."""
+    """Residues fixed in every chain of a homo-oligomer keep their residue types."""
     designs = model.design(dimer, 2, 1.0, homo_oligomer=True, fixed="A1-5,B1-5")
     for design in designs:
         assert design.sequence[:5] == dimer.sequence[:5]
@@ -207,7 +207,7 @@ def test_homo_oligomer_with_a_residue_fixed_alone(gapped: Backbone, fixed: str) 
 
 
 def test_homo_oligomer_with_a_fixed_group_without_atoms(model: Model, gapped: Backbone) -> None:
-    """Residues of a fixed group keep their letters, one that lacks atoms included."""
+    """Residues of a fixed group keep their types, one that lacks atoms included."""
     for design in model.design(gapped, 2, 1.0, homo_oligomer=True, fixed="A3,B3"):
         assert [design.sequence[i] for i in (2, 22)] == [gapped.sequence[i] for i in (2, 22)]
 
@@ -411,7 +411,7 @@ def test_unconditional_sees_no_letters(model: Model, dimer: Backbone) -> None:
 
 
 def test_conditional_sees_all_other_letters(model: Model, dimer: Backbone) -> None:
-    """Row i of conditional probabilities depends on the others' letters and never on its own."""
+    """Row i of conditional probabilities depends on all residue types but its own."""
     base = model.score(dimer, "A" * 40, mode="conditional", fixed="A1-10")
     changed = model.score(dimer, "A" * 19 + "W" + "A" * 20, mode="conditional", fixed="A1-10")
     differs = (base.log_probs != changed.log_probs).any(1)

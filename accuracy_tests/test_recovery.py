@@ -73,7 +73,7 @@ def test_top1_counts_where_the_native_type_is_most_likely():
 
 
 def test_calibration_error_is_zero_for_residues_sampled_from_the_distributions():
-    """Sharpened distributions are overconfident by as much as the calibration error says."""
+    """The overconfidence of sharpened distributions is their calibration error."""
     rng = np.random.default_rng(3)
     log_probs = np.log(rng.dirichlet(np.full(V, 0.2), size=(1, 20_000)))
     native = (log_probs[0] + rng.gumbel(size=(20_000, V))).argmax(-1)

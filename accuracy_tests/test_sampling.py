@@ -1,4 +1,4 @@
-"""Keyed noise, jobs, one draw of residue types and scores, before any network."""
+"""Keyed noise, jobs, sampling of residue types and scores, before any network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpnn.config import NUM_LETTERS
+from mpnn.config import NUM_LETTERS, UNKNOWN
 from mpnn.sampling import (
     OMITTED,
     Constraints,
@@ -102,6 +102,25 @@ def test_jobs_do_not_depend_on_the_split() -> None:
     part = together.part(slice(1, 3))
     np.testing.assert_array_equal(part.rank, together.rank[1:])
     assert part.temperature.shape == (2,)
+
+
+def test_free_constraints_forbid_x_alone() -> None:
+    """Without rules every residue with coordinates is designed, as any amino acid but X."""
+    mask = np.arange(9) != 4
+    free = Constraints.free(mask)
+    np.testing.assert_array_equal(free.designed, mask)
+    assert (free.bias[:, UNKNOWN] == OMITTED).all()
+    assert not np.delete(free.bias, UNKNOWN, 1).any()
+
+
+def test_fixed_residues_of_a_job_are_decoded_first() -> None:
+    """In every sample and structure the residues that keep their type precede the others."""
+    designed = np.arange(42) % 3 > 0
+    parts = np.split(designed, [12])
+    constraints = [Constraints.free(part) for part in parts]
+    job = make_job(np.zeros(42, np.int64), constraints, [Key(0, n, 0.1) for n in range(4)])
+    for rank, own in zip(np.split(job.rank, [12], axis=1), parts, strict=True):
+        assert (rank[:, ~own].max(1) < rank[:, own].min(1)).all()
 
 
 def test_score_is_the_mean_over_counted_residues() -> None:

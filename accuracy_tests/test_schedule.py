@@ -127,6 +127,26 @@ def test_graph_coloring_takes_fewer_steps_and_keeps_fixed_first() -> None:
     assert (new[0] != new[1]).any()
 
 
+def test_padded_neighbors_delay_nothing() -> None:
+    """Padding is no dependency: neither a wavefront nor a coloring gets a step for it."""
+    E_idx, designed = np.array([[0, 1], [1, 0]]), np.ones(2, bool)
+    rank, real = np.array([[0, 1]]), np.array([[True, False], [True, False]])
+    for padded, steps in ((real, [[1, 1]]), (np.ones_like(real), [[1, 2]])):
+        new = graph_coloring(rank, designed, E_idx, padded)
+        for order in (rank, new):
+            step = wavefront(order, designed, E_idx, padded, np.arange(2))
+            np.testing.assert_array_equal(step, steps)
+
+
+def test_graph_coloring_counts_neighbors_of_either_direction() -> None:
+    """Residues 0 and 2 differ in color, though only 2 lists 0, whichever comes first."""
+    E_idx = np.array([[0, 0], [1, 1], [2, 0]])
+    designed, real = np.ones(3, bool), np.array([[True, False], [True, False], [True, True]])
+    for rank, expected in (([[0, 2, 1]], [[0, 1, 2]]), ([[1, 2, 0]], [[2, 1, 0]])):
+        new = graph_coloring(np.array(rank), designed, E_idx, real)
+        np.testing.assert_array_equal(new, expected)
+
+
 def two_structures(tied: bool = False) -> tuple[Job, list]:
     """A job of two samples of 12 and 20 residues, and their graphs."""
     lengths, constraints = (12, 20), []

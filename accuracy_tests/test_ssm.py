@@ -344,7 +344,7 @@ def test_trained_as_run(chain_file, model):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_state_space_network_learns(tmp_path, monkeypatch, precision):
-    """It learns a chain by heart, from either precision of products; its checkpoint designs."""
+    """It learns a chain by heart, with matmuls in either precision; its checkpoint designs."""
     monkeypatch.setitem(ARCHITECTURES, "tiny-ssm", CONFIG)
     chain, seen = write_chains(tmp_path / "one.npz", (40,), (1,)), []
     config = TrainConfig(

@@ -88,6 +88,14 @@ def assert_equal(a: Backbone, b: Backbone) -> None:
     assert (a.sequence, a.chain_ids, a.notes) == (b.sequence, b.chain_ids, b.notes)
 
 
+@pytest.mark.parametrize("order", ["AB", "BA"])
+def test_chains_bonded_end_to_end_are_named(order: str) -> None:
+    """A chain that goes on in another is said, whichever of the two is written first."""
+    parts = {"A": range(1, 4), "B": range(4, 7)}
+    text = "".join(residue(number, chain=name) for name in order for number in parts[name])
+    assert read_structure(text + "END\n").notes == ("chains bonded end to end (1): A3–B4",)
+
+
 class TestReading:
     """What is kept of good files."""
 

@@ -533,7 +533,7 @@ class TestSources:
             read_structure(array)
 
     def test_open_files_that_cannot_be_read(self, tmp_path):
-        """A closed file and text that is none are refused with the reason."""
+        """A closed file, and text that is not a structure, are refused with the reason."""
         path = tmp_path / "bad.pdb"
         path.write_bytes(b"\xff\xfe\x81")
         with (

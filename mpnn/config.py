@@ -1,4 +1,4 @@
-"""What is computed: the letters, the frozen model configuration and the named architectures."""
+"""What is computed: residue types, the model configuration and the named architectures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 ALPHABET = "ACDEFGHIKLMNPQRSTVWYX"
-"""The V = 21 letters in the order of the network's outputs; X is unknown."""
+"""The V = 21 residue types in the order of the network's outputs; X is unknown."""
 
 NUM_LETTERS = len(ALPHABET)
 UNKNOWN = ALPHABET.index("X")
@@ -36,7 +36,7 @@ class ModelConfig:
     num_decoder_layers: int = 3
     hidden_dim: int = 128  # C, width of node and edge vectors
     k_neighbors: int = 48  # k; K = min(k, L) neighbors are used
-    autoregressive: bool = True  # False: trained to see no letters, so all are drawn in one pass
+    autoregressive: bool = True  # False: sees no residue types; one pass samples all
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -44,7 +44,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SSMConfig:
-    """Size of one state-space network (`mpnn.ssm`), which sees no letters."""
+    """Size of one state-space network (`mpnn.ssm`), which sees no residue types."""
 
     num_layers: int = 6
     hidden_dim: int = 128  # C, width of node and edge vectors; inside a layer it is 2·C

@@ -1,4 +1,4 @@
-"""Sampling: keyed noise, the job an engine is given, one draw of residue types, and scores.
+"""Sampling: keyed noise, the job an engine is given, the sampling rule, and scores.
 
 The noise is part of the interface. Every number that a sample needs comes from the counter-based
 generator Philox keyed by (seed, sample), at a counter given by the residue. A residue type thus

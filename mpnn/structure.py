@@ -191,11 +191,10 @@ def _complete(xyz: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _as_chain(polymer: Polymer) -> Chain:
-    complete = _complete(polymer.xyz)
     return Chain(
         name=polymer.name,
-        coords=np.where(complete[:, None, None], polymer.xyz, 0).astype(np.float32),
-        complete=complete,
+        coords=polymer.xyz.astype(np.float32),
+        complete=_complete(polymer.xyz),
         letters="".join(one_letter(site.name) for site in polymer.sites),
         numbers=np.array([site.number for site in polymer.sites], dtype=np.int64),
         insertion_codes=np.array([site.code for site in polymer.sites], dtype="<U1"),

@@ -17,13 +17,13 @@ from typing import Any
 
 from mpnn import campaign
 from mpnn.atomic import write_whole
-from mpnn.campaign import Outcome, Task, perform
 from mpnn.design_structure import Template, structure_text
 from mpnn.regression.baselines import commit_info
 from mpnn.regression.machine import this_machine
 from mpnn.results import Target
 from mpnn.studies.tables import CAMPAIGN
 from mpnn.synthetic import synthetic_backbone
+from mpnn.tasks import Outcome, Task, perform
 
 BASELINES = Path(__file__).parents[2] / "baselines"
 LENGTH, SAMPLES = 106, 8

@@ -64,6 +64,7 @@ def test_redesigned_residues_change_no_other(model: Model, dimer: Backbone) -> N
         ({"tied": "A1-4,A3-6"}, "names residue A3 twice"),
         ({"redesigned": None}, "redesigned is None; write text such as"),
         ({"homo_oligomer": 1}, "homo_oligomer is 1; write True or False"),
+        ({"pssm_multi": True}, "pssm_multi is True; write a number from 0 to 1"),
         ({"omit": None}, 'omit is None; write text such as "CM"'),
         ({"rules": Rules(), "fixed": "A1"}, "rules and fixed: pass a Rules object or its fields"),
     ],

@@ -10,7 +10,7 @@ from synthetic_files import write_weights
 from training_helpers import crops_of, in_double, padded, write_chains
 
 from mpnn import graph, ssm
-from mpnn.config import ARCHITECTURES, ModelConfig, SSMConfig
+from mpnn.config import ARCHITECTURES, ModelConfig, O, SSMConfig
 from mpnn.design import Model, load
 from mpnn.errors import InputError
 from mpnn.flat import Flat
@@ -139,7 +139,7 @@ def far_apart(length=30):
 def bent(batch, residue):
     """The same structure with one oxygen moved: it changes few edges but no neighbor list."""
     X = batch.X.clone()
-    X[0, residue, graph.O] += 0.5
+    X[0, residue, O] += 0.5
     return dataclasses.replace(batch, X=X)
 
 

@@ -12,9 +12,9 @@ import argparse
 import datetime
 import hashlib
 import json
+import math
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +34,7 @@ from mpnn.errors import InputError
 from mpnn.regression.baselines import commit_info, run_files
 from mpnn.regression.claims import CLAIMS, not_measured_here
 from mpnn.regression.machine import PINNED, this_machine
+from mpnn.regression.usage import other_work
 from mpnn.regression.verdict import Rule, Verdict
 from mpnn.studies.planted import VARIABLE
 from mpnn.studies.tables import GATE
@@ -45,7 +46,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-p", "pytest_benchmark.plugin", "-p",
 TESTS = "perf_tests/test_speed.py"
 GATED = "[exact-1x106] or [exact-8x106]"
 COMPARED = "exact-8x106"
-WORDS = re.compile(r"\b(void|regressed|improved|undecided|no stored figure)\b")
+WORDS = re.compile(r"\b(void|regressed|improved|undecided|not judged|no stored figure)\b")
 SHOWS = ("page", "report", "tables")  # modules of the gate that judge nothing
 ENGINE = Path("mpnn", "optimizations", "native", "engine.py")
 PLANT = "\nfrom mpnn.studies.planted import slow_down\n\nslow_down(NativeEngine, {percent})\n"
@@ -95,22 +96,6 @@ def rules() -> str:
     return digest.hexdigest()[:12]
 
 
-def busy_seconds() -> float:
-    """Seconds that all cores were busy since the machine started; NaN without /proc/stat."""
-    try:
-        words = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-    except FileNotFoundError:
-        return float("nan")
-    ticks = [int(word) for word in words]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # without idle and iowait
-
-
-def own_seconds() -> float:
-    """CPU seconds of this process and of those that it has waited for."""
-    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in found)
-
-
 def run_session(root: Path, arguments: Sequence[str], **environ: str) -> Session:
     """One whole pytest session in a new process.
 
@@ -127,7 +112,8 @@ def run_session(root: Path, arguments: Sequence[str], **environ: str) -> Session
     fixed = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": paths}
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
-        busy, own, start = busy_seconds(), own_seconds(), time.monotonic()
+        others = other_work()
+        before, start = others.seconds() if others else math.nan, time.monotonic()
         done = subprocess.run(
             [*PYTEST, *arguments, f"--junit-xml={junit}"],
             cwd=root,
@@ -137,10 +123,11 @@ def run_session(root: Path, arguments: Sequence[str], **environ: str) -> Session
             check=False,
         )
         seconds = time.monotonic() - start
-        beside = (busy_seconds() - busy - own_seconds() + own) / seconds
+        used = (others.seconds() if others else math.nan) - before
         found = verdicts(junit) if junit.exists() else compared(done.stdout)
     if not found:
         raise InputError(f"a session judged nothing:\n{done.stdout}{done.stderr}")
+    beside = used / seconds
     return {"code": done.returncode, "verdicts": found, "seconds": seconds, "beside": beside}
 
 

@@ -133,8 +133,13 @@ GATED_LONG = Rule(pairs=20, budget=90.0)
 GATED_OTHER = Rule(margin=0.05, pairs=20)
 """The same for subjects that are mostly other work than matmuls in float32."""
 
-PROCESS = Rule(margin=0.05, pairs=20)
-"""For cold processes, of which many short ones make a timed run."""
+PROCESS = Rule(margin=0.10, pairs=20)
+"""For cold processes, of which many short ones make a timed run: their ratio moves by up to 5 % from
+one session to the next."""
+
+READING = Rule(margin=0.15, pairs=20)
+"""For Python code beside regular expressions: their ratio moves by up to 10 % from one process to
+another. The lines that reading executes are counted, within 10 %."""
 
 _APPLE = "Apple Silicon"
 MPS = "MPS"
@@ -224,9 +229,9 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(id="import", what="`import mpnn` in a cold process, against `import torch`",
           subject="exact-native", workload="import", rule=SECONDS, gate=PROCESS),
     Claim(id="read-pdb-955", what="a PDB file read, L=955, against a regular expression",
-          subject="exact-native", workload="read-pdb-955", rule=OTHER_WORK),
+          subject="exact-native", workload="read-pdb-955", rule=READING),
     Claim(id="read-mmcif-955", what="an mmCIF file read, L=955, against a split into words",
-          subject="exact-native", workload="read-mmcif-955", rule=OTHER_WORK),
+          subject="exact-native", workload="read-mmcif-955", rule=READING),
     Claim(id="campaign-20x8", what="20 structure files of 68–144 residues, eight sequences each",
           subject="exact-native", workload="campaign-20x8", rule=HALF_MINUTE, gate=GATED_LONG,
           slow=True),

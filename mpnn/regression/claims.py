@@ -134,8 +134,8 @@ GATED_OTHER = Rule(margin=0.05, pairs=20)
 """The same for subjects that are mostly other work than matmuls in float32."""
 
 PROCESS = Rule(margin=0.10, pairs=20)
-"""For cold processes, of which many short ones make a timed run: their ratio moves by up to 5 % from
-one session to the next."""
+"""For cold processes, of which many short ones make a timed run: from one session to the next their
+ratio moves by up to 5 %."""
 
 READING = Rule(margin=0.15, pairs=20)
 """For Python code beside regular expressions: their ratio moves by up to 10 % from one process to

@@ -55,12 +55,15 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     if sys.platform == "darwin":
         found["macOS"] = f"{macos_version()} {said('sysctl', '-n', 'kern.osversion')}"
-    for name in REPORTED_VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return found | {name: version_of(name) for name in REPORTED_VERSIONS}
+
+
+def version_of(package: str) -> str:
+    """A package's version, or "not installed"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def run_session(root: Path, arguments: Sequence[str], **environ: str) -> Session
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
         others = other_work()
-        before, start = others.seconds() if others else math.nan, time.monotonic()
+        used = others.seconds if others else lambda: math.nan
+        before, start = used(), time.monotonic()
         done = subprocess.run(
             [*PYTEST, *arguments, f"--junit-xml={junit}"],
             cwd=root,
@@ -123,11 +124,10 @@ def run_session(root: Path, arguments: Sequence[str], **environ: str) -> Session
             check=False,
         )
         seconds = time.monotonic() - start
-        used = (others.seconds() if others else math.nan) - before
+        beside = (used() - before) / seconds
         found = verdicts(junit) if junit.exists() else compared(done.stdout)
     if not found:
         raise InputError(f"a session judged nothing:\n{done.stdout}{done.stderr}")
-    beside = used / seconds
     return {"code": done.returncode, "verdicts": found, "seconds": seconds, "beside": beside}
 
 

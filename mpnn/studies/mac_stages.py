@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import sys
@@ -17,7 +16,7 @@ import numpy as np
 from mpnn.errors import InputError
 from mpnn.flat import Flat
 from mpnn.optimizations import Engine, check_device, load_engine
-from mpnn.regression.machine import Power, gpu_cores, said, this_machine
+from mpnn.regression.machine import Power, gpu_cores, said, this_machine, version_of
 from mpnn.sampling import Constraints, Job, Key, make_job
 from mpnn.synthetic import synthetic_backbone
 from mpnn.weights import load_arrays
@@ -51,16 +50,9 @@ def machine() -> dict[str, Any]:
         "power": power.source,
         "low_power_mode": power.low,
         "thermal": said("pmset", "-g", "therm")[-500:],
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -7,8 +7,6 @@
 namespace mpnn {
 namespace {
 
-constexpr int PADDED = 32;  // 25 ordered pairs, filled up to whole vectors
-constexpr int BLOCK = 12;   // edges whose radial functions are one matmul
 constexpr float DISTANCE_EPS = 1e-6f, SIGMA = 1.25f;
 constexpr float REACH = 5.4f;  // Å: exp(-(5.4 / 1.25)²) = 8e-9, below float32's rounding of what it is added to
 constexpr int MAX_OFFSET = 32;
@@ -18,9 +16,6 @@ constexpr int MAX_OFFSET = 32;
 constexpr int FIRST[] = {0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 1, 2, 3, 4, 2, 3, 4, 3, 4, 4, 0, 1, 2, 3, 4};
 constexpr int SECOND[] = {1, 2, 3, 4, 2, 3, 4, 3, 4, 4, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 0, 1, 2, 3, 4};
 constexpr int ORDERED = 2 * MIXED + 5, CA_CA = 2 * MIXED + 1;
-
-// Radial functions of one edge: sums of the pairs, and from ODD on differences of the mixed ones.
-constexpr int ODD = (KINDS + 1) * CENTERS, RADIAL = ODD + (MIXED + 2) * CENTERS;
 
 // Appends the ideal Cβ to N, CA, C, O.
 void with_virtual_cb(const float* X, float (&atom)[5][3]) {
@@ -79,7 +74,7 @@ int Features::pairs_of(int i, Pair* pairs) const {
   return count;
 }
 
-// Radial functions of up to BLOCK edges to scratch.radial, only those within reach of one of them.
+// Radial functions of up to EDGE_BLOCK edges to scratch.radial, only those within reach of one of them.
 // Writes which rows of the weights those are; returns how many, `odd` of them of mixed pairs.
 int Features::radial(int i, const Pair* pairs, int count, int32_t* rows, int& odd, Scratch& scratch) const {
   const float* f = first + size_t(i) * 3 * PADDED;
@@ -145,14 +140,14 @@ void Features::embed(int i, float* edges, Scratch& scratch) const {
   Pair pairs[MOST_NEIGHBORS];
   const int C = net.C, count = pairs_of(i, pairs);
   scratch.ahead.begin(C, 0);
-  for (int at = 0; at < count; at += BLOCK) {
-    const int m = std::min(BLOCK, count - at);
+  for (int at = 0; at < count; at += EDGE_BLOCK) {
+    const int m = std::min(EDGE_BLOCK, count - at);
     const Pair* block = pairs + at;
     int32_t rows[KINDS * CENTERS];
     int odd = 0;
     const int depth = radial(i, block, m, rows, odd, scratch);
-    const float *there[BLOCK], *back[BLOCK];
-    float *out[BLOCK], *out_back[BLOCK];
+    const float *there[EDGE_BLOCK], *back[EDGE_BLOCK];
+    float *out[EDGE_BLOCK], *out_back[EDGE_BLOCK];
     for (int r = 0; r < m; ++r) {
       const int j = graph.neighbors(i)[block[r].slot], k = block[r].back;
       there[r] = offset(i, j), out[r] = edges + (size_t(i) * graph.K + size_t(block[r].slot)) * C;

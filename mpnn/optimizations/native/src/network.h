@@ -8,8 +8,12 @@
 namespace mpnn {
 
 constexpr int RESIDUE_TYPES = 21, UNSEEN = RESIDUE_TYPES;  // UNSEEN: neighbor not decoded yet
-constexpr int MIXED = 10, KINDS = MIXED + 5,
-              CENTERS = 16;                    // unordered pairs of N, CA, C, O, CB; radial basis functions
+constexpr int MIXED = 10, KINDS = MIXED + 5;               // unordered pairs of N, CA, C, O, CB: of two atoms, and all
+constexpr int CENTERS = 16;                                // radial basis functions
+constexpr int PADDED = 32;                                 // 25 ordered pairs, filled up to whole vectors
+constexpr int EDGE_BLOCK = 12;                             // edges whose radial functions are one matmul
+// Radial functions of one edge: sums of the pairs, and from ODD on differences of the mixed ones.
+constexpr int ODD = (KINDS + 1) * CENTERS, RADIAL = ODD + (MIXED + 2) * CENTERS;
 constexpr int OFFSETS = 66, OTHER_CHAIN = 65;  // classes of residue offsets
 constexpr int FEED_FORWARD = 4;
 constexpr float MESSAGE_SCALE = 30.f;

@@ -56,7 +56,7 @@ void Scratch::fit(int width, int neighbors) {
   C = width, K = neighbors;
   counted.resize(size_t(K));
   const size_t edges = rounded(K, 16) * size_t(C), tile = TILE * size_t(C);
-  x = Buffer(edges), y = Buffer(edges), radial = Buffer(12 * 448), distances = Buffer(12 * 32);
+  x = Buffer(edges), y = Buffer(edges), radial = Buffer(EDGE_BLOCK * RADIAL), distances = Buffer(EDGE_BLOCK * PADDED);
   states = Buffer(tile), nodes = Buffer(tile), inner = Buffer(4 * tile), sums = Buffer(tile), own = Buffer(tile);
 }
 

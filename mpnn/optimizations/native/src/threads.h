@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "matmul.h"
+#include "network.h"
 
 namespace mpnn {
 
@@ -19,7 +19,7 @@ constexpr int TILE = 48;  // residues or samples of residues whose node matmuls 
 
 // What one thread works in.
 struct Scratch {
-  Buffer x, y, radial, distances;          // edges of one residue: [K, C], [K, C], [12, 448], [12, 32]
+  Buffer x, y, radial, distances;  // edges of one residue: [K, C], [K, C], [EDGE_BLOCK, RADIAL], [EDGE_BLOCK, PADDED]
   Buffer states, nodes, sums, own, inner;  // nodes of one tile: [TILE, C] each, inner [TILE, 4C]
   std::vector<uint8_t> counted;            // [K]
   Ahead ahead;
